@@ -1,0 +1,103 @@
+# Every target works from a fresh checkout: it makes the environment and the extension first, when needed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 0
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+KAFKA_ARGS ?=
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+EXTENSION := $(VENV)/.extension
+SHELL_SCRIPTS := .ci/run scripts/need
+
+.PHONY: help
+help: ## this list
+	@echo "usage: make TARGET"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@echo "variables: PYTHON=$(PYTHON) (3.11 or newer), JOBS=$(JOBS) (test processes; 0: one after the other),"
+	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, KAFKA_ARGS (passed on)"
+
+# --- environment --------------------------------------------------------------------------------
+
+# pip 25.1 is the first that knows dependency groups.
+$(READY): pyproject.toml setup.py
+	PYTHON=$(PYTHON) scripts/need build
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PY) -m pip install --quiet --group dev
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(EXTENSION): $(READY) eventproc/_reorder.pyx
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+.PHONY: setup
+setup: $(EXTENSION) ## environment and extension only
+
+# --- the main job -------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(EXTENSION) ## 50,000 events through 8 workers on an embedded broker and Redis, then the audit
+	@$(VENV)/bin/eventproc demo $(DEMO_ARGS)
+
+.PHONY: test
+test: $(EXTENSION) ## everything, on its own servers (real Kafka too, with Java 17 and Maven)
+	@scripts/need redis kafka
+	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
+	  $(PY) -m tests.kafka_server fetch >/dev/null || echo "make: the tests will say what this means"; \
+	fi
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/
+	@mkdir -p .benchmarks
+	$(PY) -m pytest benchmarks --benchmark-json=.benchmarks/last.json $(BENCH_ARGS)
+
+.PHONY: lint
+lint: $(EXTENSION) ## ruff, mypy --strict, cython-lint, luacheck, shellcheck, layers
+	@scripts/need lint
+	@status=0; export PATH="$(abspath $(VENV))/bin:$$PATH"; \
+	run() { echo "lint: $$*"; "$$@" || status=1; }; \
+	run $(PY) -m ruff check .; \
+	run $(PY) -m ruff format --check .; \
+	run $(PY) -m mypy; \
+	run $(VENV)/bin/cython-lint eventproc/_reorder.pyx; \
+	run luacheck --quiet eventproc/store/lua; \
+	run shellcheck $(SHELL_SCRIPTS); \
+	run $(PY) -m pytest -q tests/unit/test_layers.py; \
+	exit $$status
+
+.PHONY: format
+format: $(EXTENSION) ## let ruff rewrite what lint complains about
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: kafka
+kafka: $(EXTENSION) ## fetch (once) and run a single-node Apache Kafka; Ctrl-C stops it
+	@CI=true scripts/need kafka
+	@$(PY) -m tests.kafka_server start $(KAFKA_ARGS)
+
+.PHONY: docs
+docs: $(EXTENSION) ## write the settings table into README.md
+	$(PY) -m scripts.settings_table README.md
+
+.PHONY: wheel
+wheel: $(EXTENSION) ## sdist and wheel in dist/
+	@rm -rf build dist
+	$(PY) -m build
+
+.PHONY: clean
+clean: ## remove everything that was built, except the environment
+	rm -rf build dist *.egg-info .benchmarks .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -f eventproc/_reorder.c eventproc/_reorder.html eventproc/_reorder.*.so $(EXTENSION) $(READY)
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,149 @@
+"""What the audit found: counts and examples by kind, totals, and how they are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+from rich.console import RenderableType
+from rich.table import Table
+
+Finding = Literal[
+    "lost",  # acknowledged, below the floor, but not final
+    "doubled",  # a seq or an id took effect twice
+    "reordered",  # effects of a user, or its events' last runs, out of sequence
+    "gap",  # a seq that is passed over without a reason, or given up although it was there
+    "rewritten",  # a final record tells another user, seq, type or position than was produced
+    "lock",  # an inflight: key that is left when idle
+    "status",  # a status, attempts or winner that the rules exclude
+    "dlq",  # the dead letters in Redis and in the topic do not match what failed
+    "next",  # next:<user> is wrong, or there without need
+    "position",  # floor, committed offset, end offset and ownership do not fit together
+    "phantom",  # an effect or a run of something that nobody produced
+    "foreign",  # a key of the wrong type
+]
+KINDS: Final[tuple[Finding, ...]] = get_args(Finding)
+EXAMPLES = 10
+_LATENCY_CAP_MS = 600_000
+
+
+@dataclass(slots=True)
+class Totals:
+    """What there is, whether right or wrong. `duplicates` are records beyond the first of their id and seq."""
+
+    records: int = 0
+    unacknowledged: int = 0
+    users: int = 0
+    processed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    invalid: int = 0
+    tombstones: int = 0
+    gaps: int = 0  # entries of the gap ledgers
+    gap_seqs: int = 0  # seqs that they give up
+    dead_letters: int = 0  # records in the dead-letter topic
+    runs: int = 0
+    reruns: int = 0  # runs beyond the attempts that were recorded
+    expired: int = 0  # ids that cannot be judged: their keys' time is over
+
+
+@dataclass(slots=True)
+class Report:
+    """The audit's result; `clean` decides the exit code."""
+
+    totals: Totals = field(default_factory=Totals)
+    counts: dict[Finding, int] = field(default_factory=dict)
+    examples: dict[Finding, list[str]] = field(default_factory=dict)
+    first_ms: int = 0  # earliest and latest processedAt
+    last_ms: int = 0
+    _latency: list[int] = field(default_factory=lambda: [0] * 2048, repr=False)
+
+    @property
+    def clean(self) -> bool:
+        return not self.counts
+
+    def add(self, kind: Finding, text: str) -> None:
+        """Count a violation; the first ten of a kind are kept as examples."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < EXAMPLES:
+            examples.append(text)
+
+    def done_at(self, processed_ms: int, sent_ms: int) -> None:
+        """Take note when an event was processed; `sent_ms` 0: its latency is not known."""
+        if not self.first_ms or processed_ms < self.first_ms:
+            self.first_ms = processed_ms
+        self.last_ms = max(self.last_ms, processed_ms)
+        if sent_ms:
+            self._latency[_bucket(processed_ms - sent_ms)] += 1
+
+    def latency_ms(self, share: float) -> int:
+        """Latency from (scheduled) send to processed that this share of the events does not exceed; 0 if unknown.
+
+        Exact below 256 ms, within 1/128 above.
+        """
+        total = sum(self._latency)
+        below = 0
+        for bucket, count in enumerate(self._latency):
+            below += count
+            if count and below >= share * total:
+                return _upper(bucket)
+        return 0
+
+    def events_per_s(self) -> float:
+        """Processed events by the time between the first and the last of them."""
+        span_ms = self.last_ms - self.first_ms
+        return self.totals.processed * 1000 / span_ms if span_ms > 0 else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for `--json`."""
+        return {
+            "clean": self.clean,
+            "findings": {
+                kind: {"count": count, "examples": self.examples[kind]} for kind, count in self.counts.items()
+            },
+            "totals": {name: getattr(self.totals, name) for name in Totals.__slots__},
+            "events_per_s": round(self.events_per_s(), 1),
+            "latency_ms": {"p50": self.latency_ms(0.5), "p99": self.latency_ms(0.99)},
+        }
+
+    def render(self) -> list[RenderableType]:
+        """Tables for a terminal: totals, then the findings if there are any."""
+        totals = Table(title="Audit", show_header=False)
+        totals.add_column("what")
+        totals.add_column("count", justify="right")
+        for name in Totals.__slots__:
+            value = getattr(self.totals, name)
+            if value or name in ("records", "processed", "failed", "skipped", "duplicates", "invalid", "gaps"):
+                totals.add_row(name.replace("_", " "), f"{value:,}")
+        if self.events_per_s():
+            totals.add_row("events/s", f"{self.events_per_s():,.0f}")
+        if any(self._latency):
+            totals.add_row("latency p50, ms", f"{self.latency_ms(0.5):,}")
+            totals.add_row("latency p99, ms", f"{self.latency_ms(0.99):,}")
+        if self.clean:
+            return [totals, "The audit is clean: no violation."]
+        findings = Table(title="Violations")
+        findings.add_column("kind")
+        findings.add_column("count", justify="right")
+        findings.add_column("examples", overflow="fold")
+        for kind in KINDS:
+            if kind in self.counts:
+                findings.add_row(kind, f"{self.counts[kind]:,}", "\n".join(self.examples[kind]))
+        return [totals, findings]
+
+
+def _bucket(ms: int) -> int:
+    """Logarithmic buckets with 128 steps for each doubling above 256 ms."""
+    value = min(max(ms, 0), _LATENCY_CAP_MS)
+    shift = max(value.bit_length() - 8, 0)
+    return (shift << 7) + (value >> shift) if shift else value
+
+
+def _upper(bucket: int) -> int:
+    if bucket < 256:
+        return bucket
+    shift = (bucket >> 7) - 1
+    return ((bucket - (shift << 7)) + 1 << shift) - 1

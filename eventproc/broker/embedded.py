@@ -1,0 +1,282 @@
+"""The embedded broker: librdkafka's mock cluster, in a process of its own.
+
+For trying out and for tests; nothing outlives it. Its limits: a partition keeps 5 MiB or 100,000 message
+sets and silently drops the oldest above that (`check_not_dropped`); topics cannot be created through the
+protocol; a fetch gets one message set, and an empty one waits its full time even when data arrives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import ctypes.util
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from eventproc.clock import Clock, SystemClock
+from eventproc.errors import ConfigError, DependencyError
+from eventproc.spawn import die_with_parent
+
+#: Bytes of message sets (as produced, so compressed) that one partition keeps.
+PARTITION_MAX_BYTES = 5 * 1024 * 1024
+#: librdkafka properties that suit a client of the embedded broker; for `Settings.kafka_config`.
+CLIENT_CONFIG: dict[str, str] = {"fetch.wait.max.ms": "10"}
+_CLUSTER_ID = re.compile(r"^mockCluster")
+_START_TIMEOUT_MS = 10_000
+_REPLY_TIMEOUT_MS = 5_000
+_STOP_TIMEOUT_S = 5.0
+_RD_KAFKA_PRODUCER = 0
+_TOPIC = re.compile(r"^([A-Za-z0-9._-]{1,249}):([1-9][0-9]{0,4})$")
+
+
+def check_not_dropped(low: int, topic: str, partition: int) -> None:
+    """Raise DependencyError when an embedded broker has thrown away records.
+
+    `low` is the partition's low watermark. The embedded broker has no retention, so that anything above 0
+    means loss; on a real Kafka it does not, so call this only for an embedded one.
+    """
+    if low > 0:
+        raise DependencyError(
+            f"the embedded broker has dropped the first {low} records of {topic}/{partition}: it keeps at "
+            f"most {PARTITION_MAX_BYTES // 1024 // 1024} MiB of compressed records a partition, read or "
+            f"not. Produce fewer or smaller events, or use a real Kafka (kafka_bootstrap_servers)"
+        )
+
+
+def is_embedded(cluster_id: str | None) -> bool:
+    """Whether the cluster of that id (from its metadata) is an embedded broker."""
+    return bool(cluster_id and _CLUSTER_ID.match(cluster_id))
+
+
+class EmbeddedBroker:
+    """Starts the broker's process and holds it; ends with this process at the latest.
+
+    `topics` maps names to partition counts. Start it from a thread that lives as long as the broker is to.
+    """
+
+    def __init__(self, topics: Mapping[str, int], clock: Clock | None = None) -> None:
+        self.bootstrap_servers = ""
+        self._topics = dict(topics)
+        self._clock = clock or SystemClock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    @property
+    def client_config(self) -> dict[str, str]:
+        """librdkafka properties that suit clients of this broker."""
+        return dict(CLIENT_CONFIG)
+
+    def start(self) -> Self:
+        """Start, and return when clients may connect; raises DependencyError when it does not come up."""
+        command = [sys.executable, "-m", "eventproc.broker.embedded", "--parent", str(os.getpid())]
+        command += ["--topics", ",".join(f"{name}:{count}" for name, count in self._topics.items())]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the parent, which still drains
+        )
+        line = self._read_line(_START_TIMEOUT_MS)
+        if not line.startswith("ready "):
+            process = self._process
+            process.kill()
+            output = process.stderr.read() if process.stderr else b""
+            self.stop()
+            reason = output.decode(errors="replace").strip().rpartition("\n")[2] or "no answer"
+            raise DependencyError(f"the embedded broker did not start: {reason}")
+        self.bootstrap_servers = line.removeprefix("ready ")
+        return self
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        """Create a topic; ConfigError when it exists or its name is no topic name."""
+        stdin = self._running().stdin
+        if stdin is None:
+            raise RuntimeError("the embedded broker has no control pipe")
+        stdin.write(f"topic {name}:{partitions}\n".encode())
+        reply = self._read_line(_REPLY_TIMEOUT_MS)
+        if reply != "ok":
+            raise ConfigError(f"the embedded broker cannot create topic {name}: {reply or 'no answer'}")
+
+    def poll(self) -> int | None:
+        """Exit code once the process has ended, else None."""
+        return self._running().poll()
+
+    def stop(self) -> None:
+        """End the process; everything in it is gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the embedded broker is not running: call start()")
+        return self._process
+
+    def _read_line(self, timeout_ms: int) -> str:
+        stdout = self._running().stdout
+        if stdout is None:
+            return ""
+        deadline = self._clock.monotonic_ms() + timeout_ms
+        line = b""
+        while not line.endswith(b"\n"):
+            left = deadline - self._clock.monotonic_ms()
+            if left <= 0 or not select.select([stdout], [], [], left / 1000)[0]:
+                break
+            byte = stdout.read(1)
+            if not byte:
+                break
+            line += byte
+        return line.decode(errors="replace").strip()
+
+
+def _library() -> ctypes.CDLL:
+    """The librdkafka that confluent-kafka uses; ConfigError when its mock cluster cannot be called."""
+    import confluent_kafka.cimpl as extension
+
+    tried = []
+    for path in _candidates(str(extension.__file__)):
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            tried.append(path)
+            continue
+        if hasattr(library, "rd_kafka_mock_cluster_new"):
+            return library
+        tried.append(path)
+    raise ConfigError(
+        f"no librdkafka with a mock cluster found (tried {', '.join(tried) or 'nothing'}): install "
+        f"confluent-kafka from a wheel, or use a real Kafka instead of --embedded"
+    )
+
+
+def _candidates(extension: str) -> Iterable[str]:
+    """Where librdkafka may be: what this process has loaded, what the wheel brought, what the system has."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        maps = ""
+    yield from dict.fromkeys(re.findall(r"(/\S*librdkafka\S*)", maps))
+    package = Path(extension).parent
+    for folder in (package.with_name("confluent_kafka.libs"), package / ".dylibs"):
+        yield from map(str, sorted(folder.glob("librdkafka*")))
+    yield extension  # linked statically
+    if found := ctypes.util.find_library("rdkafka"):
+        yield found
+
+
+class _MockCluster:
+    """One mock broker in this process."""
+
+    def __init__(self) -> None:
+        self._library = library = _library()
+        for name, result, arguments in (
+            ("rd_kafka_conf_new", ctypes.c_void_p, []),
+            (
+                "rd_kafka_new",
+                ctypes.c_void_p,
+                [ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t],
+            ),
+            ("rd_kafka_mock_cluster_new", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int]),
+            ("rd_kafka_mock_cluster_bootstraps", ctypes.c_char_p, [ctypes.c_void_p]),
+            (
+                "rd_kafka_mock_topic_create",
+                ctypes.c_int,
+                [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int],
+            ),
+            ("rd_kafka_err2str", ctypes.c_char_p, [ctypes.c_int]),
+        ):
+            function: Any = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        error = ctypes.create_string_buffer(512)
+        handle = library.rd_kafka_new(_RD_KAFKA_PRODUCER, library.rd_kafka_conf_new(), error, len(error))
+        if not handle:
+            raise DependencyError(f"librdkafka: {error.value.decode(errors='replace')}")
+        self._cluster = library.rd_kafka_mock_cluster_new(handle, 1)
+        if not self._cluster:
+            raise DependencyError("librdkafka cannot open a port on 127.0.0.1 for its mock cluster")
+
+    @property
+    def bootstrap_servers(self) -> str:
+        text: bytes = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster)
+        return text.decode()
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        code = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
+        if code != 0:
+            raise ConfigError(f"topic {name}: {self._library.rd_kafka_err2str(code).decode()}")
+
+
+def _parse_topic(text: str) -> tuple[str, int]:
+    match = _TOPIC.match(text.strip())
+    if match is None:
+        raise ConfigError(f"{text.strip()!r} is not <topic>:<partitions>")
+    return match.group(1), int(match.group(2))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until standard input ends or TERM comes; each line `topic <name>:<partitions>` creates one."""
+    parser = argparse.ArgumentParser(prog="python -m eventproc.broker.embedded", description=__doc__)
+    parser.add_argument("--topics", default="", help="<name>:<partitions>[,…]")
+    parser.add_argument("--parent", type=int, help="pid of the process to die with")
+    options = parser.parse_args(argv)
+    if options.parent is not None:
+        die_with_parent(options.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        cluster = _MockCluster()
+        for text in filter(None, options.topics.split(",")):
+            cluster.create_topic(*_parse_topic(text))
+    except (ConfigError, DependencyError) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"ready {cluster.bootstrap_servers}", flush=True)
+    _serve(cluster, sys.stdin.buffer)
+    return 0
+
+
+def _serve(cluster: _MockCluster, control: IO[bytes]) -> None:
+    while line := control.readline():
+        try:
+            verb, _, topic = line.decode(errors="replace").partition(" ")
+            if verb != "topic":
+                raise ConfigError(f"unknown command {verb.strip()!r}")
+            cluster.create_topic(*_parse_topic(topic))
+        except ConfigError as error:
+            print(error, flush=True)
+        else:
+            print("ok", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""How every command is entered and left: signals, and errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from eventproc.errors import EventprocError
+
+
+def run(module: str, interrupted: int = 130) -> NoReturn:
+    """Import `module`, run its typer `app`, exit.
+
+    `interrupted` is the exit code of an INT that the command does not handle itself; it is in force
+    before the imports, so that Ctrl-C never shows a traceback.
+    """
+    signal.signal(signal.SIGINT, lambda _sig, _frame: os._exit(interrupted))
+    try:
+        import_module(module).app()
+    except EventprocError as error:
+        fail(error)
+    except BrokenPipeError:
+        # the reader has gone (`| head`); what is buffered must not be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)
+
+
+def fail(error: EventprocError) -> NoReturn:
+    """Say what is wrong, a line for each problem, and exit with the error's code."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -1,0 +1,128 @@
+"""`eventproc-supervisor`: start, status, stop, restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from random import Random
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eventproc import logs
+from eventproc.cli.options import DEPLOYMENT, make_app, with_settings
+from eventproc.errors import EventprocError
+from eventproc.settings import Settings
+from eventproc.supervisor.control import ControlClient
+from eventproc.supervisor.runtime import RuntimePaths
+from eventproc.supervisor.supervisor import Supervisor
+
+app = make_app("Run the workers of one deployment on this host, and look after them.")
+
+_ANSWER_TIMEOUT_S = 10.0
+_END_SLACK_S = 15.0
+_COLUMNS = ("part", "pid", "state", "up", "restarts", "events/s", "lag", "parked", "gap s")
+
+
+@app.command()
+@with_settings()
+def start(
+    settings: Settings,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="start a Kafka broker and a Redis server with it, and end them")
+    ] = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="take the partitions even from a live owner on another host")
+    ] = False,
+) -> None:
+    """Start the workers and the monitor, in the foreground; TERM or INT drains and ends."""
+    logs.configure(settings.log_level, settings.log_format)
+    supervisor = Supervisor(settings, embedded=embedded, takeover=takeover, random=Random())
+    raise typer.Exit(asyncio.run(supervisor.run()))
+
+
+@app.command()
+@with_settings(DEPLOYMENT)
+def status(
+    settings: Settings,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Show the running supervisor and its workers."""
+    with _connect(settings) as client:
+        found: dict[str, Any] = next(client.ask(_ANSWER_TIMEOUT_S, command="status"))["status"]
+    if as_json:
+        print(json.dumps(found, indent=2 if sys.stdout.isatty() else None))
+    else:
+        _print_table(found)
+
+
+@app.command()
+@with_settings((*DEPLOYMENT, "shutdown_timeout_s"))
+def stop(settings: Settings) -> None:
+    """Drain the workers and end the supervisor; returns when it has ended."""
+    with _connect(settings) as client:
+        pid = next(client.ask(_ANSWER_TIMEOUT_S, command="stop"))["pid"]
+        timeout_s = settings.shutdown_timeout_s + _END_SLACK_S
+        if not client.wait_closed(timeout_s):
+            raise EventprocError(f"supervisor (pid {pid}) has not ended within {timeout_s:g} s")
+    print(f"stopped (pid {pid})")
+
+
+@app.command()
+@with_settings((*DEPLOYMENT, "shutdown_timeout_s", "heartbeat_timeout_ms"))
+def restart(
+    settings: Settings,
+    partition: Annotated[int | None, typer.Option(help="only this partition's worker", min=0)] = None,
+) -> None:
+    """Drain and start again: all workers, one after the other, or one."""
+    timeout_s = settings.shutdown_timeout_s + settings.heartbeat_timeout_ms / 1000 + _END_SLACK_S
+    with _connect(settings) as client:
+        for reply in client.ask(timeout_s, command="restart", partition=partition):
+            if "partition" in reply:
+                print(f"partition {reply['partition']}: {reply['state']} (pid {reply['pid']})", flush=True)
+
+
+def _connect(settings: Settings) -> ControlClient:
+    return ControlClient(RuntimePaths.of(settings).socket)
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    own = found["supervisor"]
+    monitor = own["monitor"] or {}
+    console.print(
+        f"supervisor {own['state']}, pid {own['pid']}, up {_duration(own['uptime_s'])},"
+        f" version {own['version']}{', embedded' if own['embedded'] else ''}"
+    )
+    console.print(f"topic {own['topic']}, group {own['group']}, monitor {monitor.get('url') or 'not up'}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for worker in found["workers"]:
+        table.add_row(
+            str(worker["partition"]),
+            str(worker["pid"] or "-"),
+            worker["state"],
+            _duration(worker["uptime_s"]),
+            str(worker["restarts"]),
+            f"{worker['events_per_s']:.0f}",
+            str(worker["lag"]),
+            str(worker["parked"]),
+            f"{worker['oldest_gap_s']:.1f}",
+        )
+    console.print(table)
+    for worker in found["workers"]:
+        if worker["last_error"]:
+            console.print(f"partition {worker['partition']}: {worker['last_error']}")
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} m"

@@ -1,0 +1,184 @@
+"""The event: its validity (CONTRACT section 2) and what a handler is given (section 5)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from eventproc.effects import Record
+
+MAX_ID_BYTES = 256
+MAX_DEPTH = 64
+MAX_SEQ = 2**53 - 1
+
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Invalid(Exception):
+    """The record is no valid event; the message names the field and the rule."""
+
+
+class Event:
+    """One event, as a handler sees it.
+
+    `seq` is None for an unsequenced event, `timestamp` is ms since the epoch, `attempt` counts from 1.
+    `document` is the whole decoded JSON object, unknown fields included.
+    """
+
+    __slots__ = (
+        "_record",
+        "attempt",
+        "document",
+        "id",
+        "offset",
+        "partition",
+        "payload",
+        "seq",
+        "timestamp",
+        "type",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        user_id: str,
+        type: str,
+        payload: dict[str, Any],
+        seq: int | None,
+        timestamp: int,
+        attempt: int,
+        partition: int,
+        offset: int,
+        document: dict[str, Any],
+        record: Record | None = None,
+    ) -> None:
+        self.id = id
+        self.user_id = user_id
+        self.type = type
+        self.payload = payload
+        self.seq = seq
+        self.timestamp = timestamp
+        self.attempt = attempt
+        self.partition = partition
+        self.offset = offset
+        self.document = document
+        self._record = record
+
+    @property
+    def headers(self) -> list[tuple[str, bytes | None]]:
+        """The record's headers, in order."""
+        return (self._record.headers() or []) if self._record is not None else []
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The document's fields that eventproc does not know."""
+        known = ("id", "userId", "type", "payload", "timestamp")
+        return {name: value for name, value in self.document.items() if name not in known}
+
+    def __repr__(self) -> str:
+        return f"Event(id={self.id!r}, user_id={self.user_id!r}, seq={self.seq!r}, attempt={self.attempt})"
+
+
+class Validator:
+    """Tells whether a JSON object is an event. One validator serves the worker and the HTTP API."""
+
+    def __init__(self, topic: str, max_event_bytes: int) -> None:
+        self._max_event_bytes = max_event_bytes
+        self._position_prefix = topic + "-"
+        self._position_id = re.compile(re.escape(topic) + r"-\d+-\d+", re.ASCII)
+
+    def decode(self, value: bytes, size: int) -> dict[str, Any]:
+        """The document in a record's value; `size` is the bytes of key and value. Raises Invalid."""
+        if size > self._max_event_bytes:
+            raise Invalid(f"record has {size} bytes, more than max_event_bytes ({self._max_event_bytes})")
+        try:
+            document = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise Invalid(f"value is not JSON: {error}") from None
+        if type(document) is not dict:
+            raise Invalid(f"value must be a JSON object, not {_json_type(document)}")
+        if value.count(b"{") + value.count(b"[") > MAX_DEPTH and depth(document) > MAX_DEPTH:
+            raise Invalid(f"value is nested deeper than {MAX_DEPTH}")
+        return document
+
+    def check(self, document: dict[str, Any]) -> int:
+        """The seq of a valid document (0 = unsequenced). Raises Invalid."""
+        id = document.get("id")
+        user = document.get("userId")
+        kind = document.get("type")
+        # The common case in one expression: short printable ASCII.
+        if not (
+            type(id) is str
+            and type(user) is str
+            and type(kind) is str
+            and (id + user + kind).isascii()
+            and (id + user + kind).isprintable()
+            and 0 < len(id) <= MAX_ID_BYTES
+            and 0 < len(user) <= MAX_ID_BYTES
+            and 0 < len(kind) <= MAX_ID_BYTES
+            and not id.isspace()
+            and not user.isspace()
+            and not kind.isspace()
+        ):
+            check_name("id", id)
+            check_name("userId", user)
+            check_name("type", kind)
+        assert id is not None
+        assert user is not None
+        if id == "list" or (id.startswith(self._position_prefix) and self._position_id.fullmatch(id)):
+            raise Invalid(f"id {id!r} is reserved")
+        if user.startswith("ip:"):
+            raise Invalid(f"userId {user!r} is reserved: it begins with 'ip:'")
+        payload = document.get("payload")
+        if type(payload) is not dict:
+            raise Invalid(f"payload must be an object, not {_json_type(payload)}")
+        if "seq" not in payload:
+            return 0
+        seq = payload["seq"]
+        if type(seq) is not int:
+            raise Invalid(f"payload.seq must be an integer, not {_json_type(seq)}")
+        if not 1 <= seq <= MAX_SEQ:
+            raise Invalid(f"payload.seq is {seq}, not in 1..2^53-1")
+        return seq
+
+
+def check_name(field: str, value: object) -> None:
+    """Raise Invalid unless `value` may stand as an id, a userId or a type."""
+    if type(value) is not str:
+        raise Invalid(f"{field} must be a string, not {_json_type(value)}")
+    if not value or value.isspace():
+        raise Invalid(f"{field} is {'blank' if value else 'empty'}")
+    if _FORBIDDEN.search(value):
+        raise Invalid(f"{field} holds a control character or a lone surrogate")
+    if len(value.encode()) > MAX_ID_BYTES:
+        raise Invalid(f"{field} has {len(value.encode())} UTF-8 bytes, more than {MAX_ID_BYTES}")
+
+
+def depth(value: object) -> int:
+    """How deep a JSON value is nested; a scalar is 0, `{}` is 1."""
+    deepest = 0
+    level = [value]
+    while level:
+        below: list[object] = []
+        for item in level:
+            if type(item) is dict:
+                below.extend(item.values())
+            elif type(item) is list:
+                below.extend(item)
+            else:
+                continue
+            below.append(None)  # an empty container counts as a level too
+        if not below:
+            return deepest
+        deepest += 1
+        level = below
+    return deepest
+
+
+def _json_type(value: object) -> str:
+    names = {type(None): "missing or null", bool: "a boolean", int: "an integer", float: "a float"}
+    names |= {str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

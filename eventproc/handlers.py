@@ -1,0 +1,196 @@
+"""The handler: how it is loaded, how it is run, and the built-in one (CONTRACT section 5)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Final
+
+from eventproc.clock import Clock
+from eventproc.effects import Entry
+from eventproc.errors import HandlerLoadError
+from eventproc.event import Event
+from eventproc.settings import Settings
+
+Handler = Callable[[Event], Any]
+BUILT_IN = "eventproc.handlers:simulate"
+
+
+class NotRun:
+    """The outcome of an entry that was left unrun because its lane's earlier one failed."""
+
+
+NOT_RUN: Final = NotRun()
+Outcome = BaseException | NotRun | None
+
+
+class SimulatedFailure(Exception):
+    """What the built-in handler raises for `payload.fail`."""
+
+
+class simulate:
+    """Stand in for business logic: fail when `payload.fail` is true, sleep up to `delay_ms`.
+
+    With a folder for `runs` it appends every run to `<partition>.runs`, one line
+    `<user>\\t<seq>\\t<id>\\t<attempt>\\t<ok|fail>` each, as `eventproc verify --runs` reads it.
+    """
+
+    def __init__(self, clock: Clock, delay_ms: int = 0, runs: str = "") -> None:
+        self._clock = clock
+        self._delay_ms = delay_ms
+        self._runs = Path(runs) if runs else None
+        self._files: dict[int, IO[bytes]] = {}
+        self._random = random.Random()
+
+    def __call__(self, event: Event) -> None:
+        if self._delay_ms:
+            self._clock.sleep_ms(self._random.random() * self._delay_ms)
+        failing = bool(event.payload.get("fail"))
+        if self._runs is not None:
+            self._record(event, "fail" if failing else "ok")
+        if failing:
+            raise SimulatedFailure(f"payload.fail is true (attempt {event.attempt})")
+
+    def _record(self, event: Event, outcome: str) -> None:
+        file = self._files.get(event.partition)
+        if file is None:
+            assert self._runs is not None
+            file = open(self._runs / f"{event.partition}.runs", "ab", buffering=0)  # noqa: SIM115
+            self._files[event.partition] = file
+        line = f"{event.user_id}\t{event.seq or 0}\t{event.id}\t{event.attempt}\t{outcome}\n"
+        file.write(line.encode(errors="surrogatepass"))
+
+
+def load_handler(settings: Settings, clock: Clock) -> Handler:
+    """Import `settings.handler`; the current folder is importable. Raises HandlerLoadError."""
+    path = settings.handler
+    if path == BUILT_IN:
+        return simulate(clock, settings.processing_delay_ms, settings.simulate_runs_dir)
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise HandlerLoadError(f"handler {path!r} must have the form package.module:callable")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        hint = f" (looked in {here} and the Python path)" if error.name == module_name.split(".")[0] else ""
+        raise HandlerLoadError(f"handler {path!r}: no module named {error.name!r}{hint}") from error
+    except BaseException as error:
+        raise HandlerLoadError(f"handler {path!r}: importing {module_name} raised {_told(error)}") from error
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise HandlerLoadError(f"handler {path!r}: {module_name} has no {name!r}") from None
+    _check_signature(path, found)
+    return found  # type: ignore[no-any-return]
+
+
+def _check_signature(path: str, handler: Any) -> None:
+    if not callable(handler):
+        raise HandlerLoadError(f"handler {path!r} is {type(handler).__name__}, which cannot be called")
+    call = handler if inspect.isroutine(handler) else type(handler).__call__
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call):
+        raise HandlerLoadError(
+            f"handler {path!r} is async; this version runs sync handlers only: wrap it, for example "
+            "def handler(event): asyncio.run(handle(event))"
+        )
+    if inspect.isgeneratorfunction(handler):
+        raise HandlerLoadError(f"handler {path!r} is a generator function: it would never run")
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        return  # a C function does not tell; calling it will
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise HandlerLoadError(
+            f"handler {path!r} has the signature {name_of(handler)}{signature}; it must take one argument, "
+            "the event"
+        ) from None
+
+
+def name_of(handler: object) -> str:
+    """A callable's name, for messages."""
+    return str(getattr(handler, "__name__", type(handler).__name__))
+
+
+class Runner:
+    """Runs a sync handler on entries, one after the other, and tells what came of each."""
+
+    def __init__(
+        self, handler: Handler, partition: int, clock: Clock, mark: Callable[[int, int], None]
+    ) -> None:
+        """`mark(since_ms, offset)` publishes what is running; it is called before each run."""
+        self._handler = handler
+        self._partition = partition
+        self._clock = clock
+        self._mark = mark
+
+    def run(self, entries: list[Entry]) -> list[Outcome]:
+        """Outcome of each entry: None, what the handler raised, or NOT_RUN (CONTRACT 4.1, 4.6)."""
+        handler = self._handler
+        partition = self._partition
+        monotonic_ms = self._clock.monotonic_ms
+        mark = self._mark
+        outcomes: list[Outcome] = []
+        done = outcomes.append
+        broken: set[str | int] = set()
+        for entry in entries:
+            if broken and entry.lane in broken:
+                done(NOT_RUN)
+                continue
+            if entry.passed:
+                done(None)
+                continue
+            mark(monotonic_ms(), entry.offset)
+            document = entry.document
+            assert document is not None
+            try:
+                handler(
+                    Event(
+                        entry.id,
+                        entry.user,
+                        entry.type,
+                        document["payload"],
+                        entry.seq or None,
+                        entry.timestamp,
+                        entry.attempts + 1,
+                        partition,
+                        entry.offset,
+                        document,
+                        entry.record,
+                    )
+                )
+            except BaseException as error:  # SystemExit too: the handler's end is not the worker's
+                broken.add(entry.lane)
+                done(error)
+            else:
+                done(None)
+        mark(0, -1)
+        return outcomes
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def describe_failure(error: BaseException) -> str:
+    """What stands in `error` of a failed event: type, message, and where it was raised."""
+    where = ""
+    trace = error.__traceback__
+    if trace is not None:
+        while trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})"
+    try:
+        return (_told(error) + where)[:2000]
+    except Exception:  # the message itself may raise
+        return type(error).__name__ + where

@@ -1,0 +1,180 @@
+-- Look up a batch of ids and lock those that are to run. Fenced, without revision.
+--
+-- KEYS
+--   1    partition:<topic>:<p>
+--   2..  per entry: event:<id>, dedup:<id>
+--   then inflight:<id> of each entry that is not only looked up, in order
+--   then gaps:<user> of each entry that is only looked up, in order
+-- ARGV
+--   1  epoch
+--   2  owner
+--   3  lock    our lock value, <topic>:<p>:<epoch>:<owner>
+--   4  ours    what every lock of this partition begins with, <topic>:<p>:
+--   5  ttl     life of a lock, ms
+--   6  count   number of entries
+--   7  looks   number of entries that are only looked up
+--   8..  per such entry: its index (from 1, ascending) and its seq
+-- Returns
+--   {'ok'}       every entry is granted
+--   {'ok', verdicts, ...}  one digit per entry: 0 granted, 1 final, 2 locked, 3 late, 4 stale, 5 foreign;
+--                then for each entry that is final, in order: status, userId, seq, partition, offset as
+--                event:<id> has them ('' each where it does not, or when only dedup:<id> is left);
+--                and for each that is foreign, in its place in that order: the key that is in the way
+--   {'fenced'}   another owner has the partition; nothing was locked
+--   {'rewound'}  Redis has lost our claim; nothing was locked
+--   error FOREIGN  the partition key is no hash
+local KEYS, ARGV = KEYS, ARGV
+local call, try = redis.call, redis.pcall
+local chunk = 32 -- entries looked up by one EXISTS; one by one only where that finds something
+
+local stored = try('HMGET', KEYS[1], 'epoch', 'owner')
+if stored.err then
+  if string.find(stored.err, 'WRONGTYPE', 1, true) then
+    return redis.error_reply('FOREIGN key ' .. KEYS[1] .. ' is no hash: remove it, or set key_prefix')
+  end
+  return stored
+end
+local epoch, stored_epoch = tonumber(ARGV[1]), tonumber(stored[1])
+if not stored_epoch or stored_epoch < epoch then
+  return {'rewound'}
+end
+if stored_epoch > epoch or stored[2] ~= ARGV[2] then
+  return {'fenced'}
+end
+
+local time = call('TIME')
+local expiry = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[5])
+local lock, ours = ARGV[3], ARGV[4]
+local count, looks = tonumber(ARGV[6]), tonumber(ARGV[7])
+local seqs = {}
+for l = 8, 7 + 2 * looks, 2 do
+  seqs[tonumber(ARGV[l])] = ARGV[l + 1]
+end
+
+local reply, verdicts = {'ok', ''}, {}
+
+-- Answers the verdict for an entry of which a key exists, and appends its particulars to the reply.
+local function found(event_key, dedup_key)
+  local fields = try('HMGET', event_key, 'status', 'userId', 'seq', 'partition', 'offset')
+  local foreign
+  if fields.err then
+    if not string.find(fields.err, 'WRONGTYPE', 1, true) then
+      return nil, fields
+    end
+    foreign = event_key
+  elseif not fields[1] then
+    local kind = call('TYPE', dedup_key).ok
+    if kind == 'none' then
+      foreign = event_key
+    elseif kind ~= 'string' then
+      foreign = dedup_key
+    end
+  end
+  if foreign then
+    reply[#reply + 1] = foreign
+    return '5'
+  end
+  for f = 1, 5 do
+    reply[#reply + 1] = fields[1] and fields[f] or ''
+  end
+  return '1'
+end
+
+-- Answers '3' if the ledger covers seq, '4' if not, '5' for a foreign ledger. Its ranges ascend.
+local function look(gaps_key, seq)
+  local low, high = 0, try('LLEN', gaps_key)
+  if type(high) == 'table' then
+    if not string.find(high.err, 'WRONGTYPE', 1, true) then
+      return nil, high
+    end
+    reply[#reply + 1] = gaps_key
+    return '5'
+  end
+  high = high - 1
+  while low <= high do
+    local middle = math.floor((low + high) / 2)
+    local first, last = string.match(call('LINDEX', gaps_key, middle), '^(%d+)%-(%d+):')
+    if not first then
+      reply[#reply + 1] = gaps_key
+      return '5'
+    end
+    if seq < tonumber(first) then
+      high = middle - 1
+    elseif seq > tonumber(last) then
+      low = middle + 1
+    else
+      return '3'
+    end
+  end
+  return '4'
+end
+
+-- Answers the verdict for an entry whose lock exists.
+local function contend(lock_key)
+  local value = try('GET', lock_key)
+  if type(value) == 'table' then
+    if not string.find(value.err, 'WRONGTYPE', 1, true) then
+      return nil, value
+    end
+    reply[#reply + 1] = lock_key
+    return '5'
+  end
+  if value == lock then
+    call('PEXPIREAT', lock_key, expiry)
+    return '0'
+  end
+  if string.sub(value, 1, #ours) == ours then
+    local older = tonumber(string.match(value, '^%d+', #ours + 1))
+    if older and older < epoch then
+      call('SET', lock_key, lock, 'PXAT', expiry)
+      return '0'
+    end
+  end
+  return '2'
+end
+
+local plain = true
+local lock_at = 1 + 2 * count
+local gaps_at = lock_at + count - looks
+local checked, present = 0, 0
+for i = 1, count do
+  if i > checked then
+    checked = i + chunk - 1
+    if checked > count then
+      checked = count
+    end
+    present = call('EXISTS', unpack(KEYS, 2 * i, 2 * checked + 1))
+  end
+  local seq = seqs[i]
+  local verdict, failure
+  if present > 0 and call('EXISTS', KEYS[2 * i], KEYS[2 * i + 1]) > 0 then
+    verdict, failure = found(KEYS[2 * i], KEYS[2 * i + 1])
+    if seq then
+      gaps_at = gaps_at + 1
+    else
+      lock_at = lock_at + 1
+    end
+  elseif seq then
+    gaps_at = gaps_at + 1
+    verdict, failure = look(KEYS[gaps_at], tonumber(seq))
+  else
+    lock_at = lock_at + 1
+    if call('SET', KEYS[lock_at], lock, 'NX', 'PXAT', expiry) then
+      verdict = '0'
+    else
+      verdict, failure = contend(KEYS[lock_at])
+    end
+  end
+  if failure then
+    return failure
+  end
+  if verdict ~= '0' then
+    plain = false
+  end
+  verdicts[i] = verdict
+end
+if plain then
+  return {'ok'}
+end
+reply[2] = table.concat(verdicts)
+return reply

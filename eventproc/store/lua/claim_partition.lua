@@ -1,0 +1,61 @@
+-- Take ownership of a partition, or learn who has it (CONTRACT section 6: fence, start, one owner).
+--
+-- KEYS
+--   1  partition:<topic>:<p>
+-- ARGV
+--   1  owner     token of the claimant
+--   2  claim     token of this call: the same call again answers the same and takes nothing anew
+--   3  lease     how long another owner's silence is respected, ms
+--   4  may_take  owner that may be superseded although its lease runs ('' = none)
+--   5  force     '1': take it from anyone
+--   6  offset    position to store if Redis holds none (-1 = none)
+--   7  baseline  baseline to store with that position (-1 = none)
+-- Returns
+--   {'ok', epoch, rev, offset, baseline}   the partition is ours; offset and baseline are -1 when unknown
+--   {'held', owner, age_ms}                another owner's lease runs; nothing was written
+--   error FOREIGN                          the key is no hash of ours
+--   error SCHEMA                           the key was written by a newer eventproc
+local key = KEYS[1]
+local owner, claim = ARGV[1], ARGV[2]
+local schema = 1
+
+local stored = redis.pcall('HMGET', key, 'epoch', 'owner', 'rev', 'offset', 'baseline', 'seen_ms', 'schema', 'claim')
+if stored.err then
+  if string.find(stored.err, 'WRONGTYPE', 1, true) then
+    return redis.error_reply('FOREIGN key ' .. key .. ' is no hash: remove it, or set key_prefix')
+  end
+  return stored
+end
+if stored[7] and (tonumber(stored[7]) or 0) > schema then
+  return redis.error_reply('SCHEMA ' .. stored[7] .. ' of key ' .. key .. ' is newer than ' .. schema ..
+    ', which this version writes: upgrade eventproc, or set key_prefix')
+end
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local epoch = tonumber(stored[1])
+local rev, offset, baseline = stored[3] or '0', stored[4] or '-1', stored[5] or '-1'
+
+if epoch and stored[2] == owner and stored[8] == claim then
+  return {'ok', stored[1], rev, offset, baseline}
+end
+if epoch and ARGV[5] ~= '1' and stored[2] ~= owner and stored[2] ~= ARGV[4] then
+  local age_ms = now_ms - (tonumber(stored[6]) or 0)
+  if age_ms < tonumber(ARGV[3]) then
+    return {'held', stored[2] or '', string.format('%.0f', age_ms)}
+  end
+end
+
+epoch = string.format('%.0f', math.max((epoch or 0) + 1, now_ms))
+local seen_ms = string.format('%.0f', now_ms)
+redis.call('HSET', key, 'epoch', epoch, 'owner', owner, 'claim', claim, 'rev', rev, 'seen_ms', seen_ms,
+  'schema', schema)
+if not stored[4] and ARGV[6] ~= '-1' then
+  offset, baseline = ARGV[6], ARGV[7]
+  redis.call('HSET', key, 'offset', offset)
+  if baseline ~= '-1' then
+    redis.call('HSET', key, 'baseline', baseline)
+  end
+end
+redis.call('HDEL', key, 'started')
+return {'ok', epoch, rev, offset, baseline}

@@ -1,0 +1,465 @@
+-- Write the effects of a batch and the floor they allow, once: fenced, and guarded by the revision.
+--
+-- Per user (a group), atomically and in this order: gaps, then entries by seq. An id that is not final gets
+-- its hash and marker; a processed seq beyond the list's last is appended to it; a failed one, or one whose
+-- id turns out to be final without a place in the list, moves the user on by the next key. A dead letter is
+-- written once per record, known by its partition and offset.
+--
+-- The next key only ever grows, and goes once the list tells as much.
+--
+-- Refused entries: FINAL (1), the id is final already, under this user and seq or by its marker alone;
+-- CONFLICT (2), it is final under another user or seq; FOREIGN (3), a key of the wrong type is in the way.
+-- After 1 and 2 the user moves on past that seq. After 3 the group stops: what follows in it is refused
+-- as FOREIGN too. A group whose order, next or gaps key is foreign is refused as a whole, unwritten.
+-- The offsets of 2 and 3 hold the floor. The lock of every entry in the call is dropped if it is ours.
+--
+-- An error in mid-script keeps what was written, so the same call may come again: `started` tells that
+-- this revision was begun before, and what is found final under the same user and seq is then its own work.
+-- The first write can be refused for lack of memory, so a call that is refused for that has written nothing.
+--
+-- KEYS
+--   1   partition:<topic>:<p>
+--   2   dlq:list
+--   3.. event:<id> of each writable (grouped or loose) entry, then dedup:<id> of each, then the locks inflight:<id>
+--   then per group: order:<user>, next:<user>, and gaps:<user> if it has gaps
+--   then dlq:<id> of each detail with a reason
+-- ARGV
+--   1  epoch
+--   2  owner
+--   3  rev            number of this call; the stored one must be one less
+--   4  floor          offset, if everything is applied
+--   5  unfinalized    records at or above the floor that are not final
+--   6  lock           our lock value, <topic>:<p>:<epoch>:<owner>
+--   7  event_ttl      ms
+--   8  dedup_ttl      ms
+--   9  dlq_ttl        ms
+--   10 order_max_len  0 = unlimited
+--   11 gaps_max_len
+--   12 dlq_max_len
+--   13 topic
+--   14 partition
+--   15 offsets        of all entries, separated by spaces
+--   16 grouped        number of entries in groups
+--   17 loose          number of entries after those that get a hash, but have no place in an order
+--   18 letters        number of entries after those that get a dead letter only
+--   19 locks          number of locks
+--   20 groups         number of groups
+--   21 details        number of details
+--   22.. seq of each entry ('' = unsequenced), then type of each writable one, then user of each entry that
+--        is in no group
+--   then per group: user, number of its entries, '1' if next:<user> may exist, number of its gaps, and per
+--        gap first, last and reason
+--   then per detail, for every entry that is not simply processed at the first attempt: its index (from 1),
+--        status, attempts, error, offset, reason ('' = no dead letter), id, raw bytes of the record
+-- Returns
+--   {'ok', floor}           everything is applied; this floor is stored (-1 = none)
+--   {'ok', floor, refused}  the rest is; refused is a text of `<entry>:<code>,` for each refused entry and
+--                           `<group>=<length>:<key>,` for the foreign key of a group, both counted from 0;
+--                           entries outside the groups count as groups of their own after them. The same
+--                           call again answers the same
+--   {'fenced'}              another owner has the partition; nothing was written
+--   {'rewound'}             Redis has lost our claim or earlier calls; nothing was written
+--   error FOREIGN           the partition key is no hash
+local KEYS, ARGV = KEYS, ARGV
+local call, try = redis.call, redis.pcall
+local tonumber, type, find, format = tonumber, type, string.find, string.format
+local max_arguments = 1000 -- of one call; unpack overflows the stack a few thousand further on
+local chunk = 32 -- entries looked up by one EXISTS; one by one only where that finds something
+local FINAL, CONFLICT, FOREIGN = 1, 2, 3
+
+local stored = try('HMGET', KEYS[1], 'epoch', 'owner', 'rev', 'offset', 'rejects', 'started')
+if stored.err then
+  if find(stored.err, 'WRONGTYPE', 1, true) then
+    return redis.error_reply('FOREIGN key ' .. KEYS[1] .. ' is no hash: remove it, or set key_prefix')
+  end
+  return stored
+end
+local epoch, stored_epoch = tonumber(ARGV[1]), tonumber(stored[1])
+if not stored_epoch or stored_epoch < epoch then
+  return {'rewound'}
+end
+if stored_epoch > epoch or stored[2] ~= ARGV[2] then
+  return {'fenced'}
+end
+local rev, stored_rev = tonumber(ARGV[3]), tonumber(stored[3]) or 0
+if stored_rev >= rev then
+  return {'ok', stored[4] or '-1', stored_rev == rev and stored[5] or nil}
+end
+if stored_rev < rev - 1 then
+  return {'rewound'}
+end
+local again = stored[6] == ARGV[3]
+
+local time = call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = format('%.0f', now_ms)
+local event_expiry = format('%.0f', now_ms + ARGV[7])
+local dedup_expiry = format('%.0f', now_ms + ARGV[8])
+local dlq_expiry = format('%.0f', now_ms + ARGV[9])
+local order_max_len, gaps_max_len, dlq_max_len = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local topic, partition = ARGV[13], ARGV[14]
+local grouped, loose, letters = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
+local locks, groups, details = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21])
+local writable, entries = grouped + loose, grouped + loose + letters
+
+local begun = try('HSET', KEYS[1], 'started', ARGV[3])
+if type(begun) == 'table' then
+  return begun
+end
+
+-- Where the columns begin: entry i is at <column> + i.
+local event_keys, dedup_keys, lock_keys = 2, 2 + writable, 2 + 2 * writable
+local seqs, types = 21, 21 + entries
+local users = types + writable - grouped -- of ungrouped entries only
+local group_keys = lock_keys + locks
+
+-- The details are last; each begins at ARGV[detail[i]].
+local detail, letter_key = {}, {}
+do
+  local at = #ARGV - 8 * details + 1
+  local with_reason = 0
+  for d = 0, details - 1 do
+    if ARGV[at + 8 * d + 5] ~= '' then
+      with_reason = with_reason + 1
+    end
+  end
+  local k = #KEYS - with_reason
+  for _ = 1, details do
+    local i = tonumber(ARGV[at])
+    detail[i] = at
+    if ARGV[at + 5] ~= '' then
+      k = k + 1
+      letter_key[i] = KEYS[k]
+    end
+    at = at + 8
+  end
+end
+
+local refused, offsets = {}, nil
+local floor = tonumber(ARGV[4])
+
+local function refuse(i, code)
+  refused[#refused + 1] = (i - 1) .. ':' .. code .. ','
+  if code ~= FINAL then
+    if not offsets then
+      offsets = {}
+      for offset in string.gmatch(ARGV[15], '%d+') do
+        offsets[#offsets + 1] = tonumber(offset)
+      end
+    end
+    if offsets[i] < floor then
+      floor = offsets[i]
+    end
+  end
+end
+
+local function name_foreign(group, key)
+  refused[#refused + 1] = group .. '=' .. #key .. ':' .. key .. ','
+end
+
+-- True for the WRONGTYPE error; any other error ends the call.
+local function wrong_type(answer)
+  if type(answer) ~= 'table' or not answer.err then
+    return false
+  end
+  if not find(answer.err, 'WRONGTYPE', 1, true) then
+    error(answer.err)
+  end
+  return true
+end
+
+-- Answers the foreign key that keeps entry i from being dead-lettered, or what dlq:<id> holds.
+local dlq_list_is_ours
+local function look_up_letter(i)
+  if dlq_list_is_ours == nil then
+    dlq_list_is_ours = not wrong_type(try('LLEN', KEYS[2]))
+  end
+  if not dlq_list_is_ours then
+    return KEYS[2]
+  end
+  local found = try('HMGET', letter_key[i], 'partition', 'offset', 'topic')
+  if wrong_type(found) then
+    return letter_key[i]
+  end
+  return nil, found
+end
+
+local function write_letter(i, user, found)
+  local at, key = detail[i], letter_key[i]
+  if found[1] == partition and found[2] == ARGV[at + 4] and found[3] == topic then
+    return
+  end
+  if found[1] then
+    call('DEL', key)
+  end
+  call('HSET', key, 'eventId', ARGV[at + 6], 'attempts', ARGV[at + 2], 'error', ARGV[at + 3], 'queuedAt', now,
+    'reason', ARGV[at + 5], 'userId', user, 'seq', ARGV[seqs + i], 'topic', topic, 'partition', partition,
+    'offset', ARGV[at + 4], 'raw', ARGV[at + 7])
+  call('PEXPIREAT', key, dlq_expiry)
+  if call('RPUSH', KEYS[2], ARGV[at + 6]) > dlq_max_len then
+    call('LTRIM', KEYS[2], -dlq_max_len, -1)
+  end
+end
+
+-- Applies writable entry i with every check. Answers nil or the code it is refused with; then the status
+-- the id is final with ('' = only its marker tells), or the foreign key.
+local function apply(i, user)
+  local event_key, dedup_key, at, seq = KEYS[event_keys + i], KEYS[dedup_keys + i], detail[i], ARGV[seqs + i]
+  local foreign, letter
+  if letter_key[i] then
+    foreign, letter = look_up_letter(i)
+    if foreign then
+      return FOREIGN, foreign
+    end
+  end
+  if call('EXISTS', event_key, dedup_key) > 0 then
+    local found = try('HMGET', event_key, 'status', 'userId', 'seq', 'partition', 'offset')
+    if wrong_type(found) then
+      return FOREIGN, event_key
+    end
+    local status = found[1]
+    if not status then
+      local kind = call('TYPE', dedup_key).ok
+      if kind == 'string' then
+        return FINAL, ''
+      end
+      return FOREIGN, kind == 'none' and event_key or dedup_key
+    end
+    if found[2] ~= user or (found[3] or '') ~= seq then
+      return CONFLICT, status
+    end
+    if status == 'processed' then
+      return not again and FINAL or nil, status
+    end
+    if not at or found[4] ~= partition or found[5] ~= ARGV[at + 4] then
+      return FINAL, status
+    end
+    if letter then
+      write_letter(i, user, letter)
+    end
+    return nil, status
+  end
+
+  local status = at and ARGV[at + 1] or 'processed'
+  call('SET', dedup_key, '1', 'PXAT', dedup_expiry)
+  call('HSET', event_key, 'status', status, 'processedAt', now, 'attempts', at and ARGV[at + 2] or '1',
+    'userId', user, 'type', ARGV[types + i])
+  if seq ~= '' then
+    call('HSET', event_key, 'seq', seq)
+  end
+  if status ~= 'processed' then
+    call('HSET', event_key, 'error', ARGV[at + 3], 'partition', partition, 'offset', ARGV[at + 4])
+  end
+  call('PEXPIREAT', event_key, event_expiry)
+  if letter then
+    write_letter(i, user, letter)
+  end
+  return nil, status
+end
+
+-- Appends the seqs of entries first..last to a list.
+local function push(order_key, first, last)
+  local length
+  for from = first, last, max_arguments do
+    local to = from + max_arguments - 1
+    length = call('RPUSH', order_key, unpack(ARGV, seqs + from, seqs + (to < last and to or last)))
+  end
+  if order_max_len > 0 and length > order_max_len then
+    call('LTRIM', order_key, -order_max_len, -1)
+  end
+end
+
+-- How many of the next writable entries have an event: key, without asking for each.
+local checked, present = 0, 0
+local function check(i)
+  checked = i + chunk - 1
+  if checked > writable then
+    checked = writable
+  end
+  present = call('EXISTS', unpack(KEYS, event_keys + i, event_keys + checked))
+end
+
+-- The number that next:<user> holds, 0 if there is none, nil if the key is foreign.
+local function read_next(key)
+  local value = try('GET', key)
+  if wrong_type(value) then
+    return nil
+  end
+  return value and tonumber(value) or not value and 0 or nil
+end
+
+local function apply_group(g, first, count, argument, order_key, next_key, gaps_key)
+  local user, has_next, gaps = ARGV[argument], ARGV[argument + 2] == '1', tonumber(ARGV[argument + 3])
+  local tail = try('LINDEX', order_key, -1)
+  local last = 0
+  local foreign
+  if tail then
+    last = tonumber(tail)
+    if not last then
+      if type(tail) == 'table' then
+        wrong_type(tail)
+      end
+      foreign = order_key
+    end
+  end
+  local stored_next -- nil as long as it has not been needed
+  if not foreign and (has_next or gaps > 0) then
+    stored_next = read_next(next_key)
+    foreign = not stored_next and next_key or nil
+  end
+  local ledger
+  if not foreign and gaps > 0 then
+    ledger = try('LINDEX', gaps_key, -1)
+    foreign = wrong_type(ledger) and gaps_key or nil
+  end
+  if foreign then
+    for i = first, first + count - 1 do
+      refuse(i, FOREIGN)
+    end
+    name_foreign(g, foreign)
+    return
+  end
+
+  local ahead = 0 -- the seq that the next key has to tell, if the list does not
+  if gaps > 0 then
+    local covered = ledger and tonumber(string.match(ledger, '^%d+%-(%d+):')) or 0
+    local length = 0
+    local at = argument + 4
+    for _ = 1, gaps do
+      if tonumber(ARGV[at]) > covered then
+        length = call('RPUSH', gaps_key, ARGV[at] .. '-' .. ARGV[at + 1] .. ':' .. ARGV[at + 2] .. ':' .. now)
+      end
+      ahead = tonumber(ARGV[at + 1]) + 1
+      at = at + 3
+    end
+    if length > gaps_max_len then
+      call('LTRIM', gaps_key, -gaps_max_len, -1)
+    end
+  end
+
+  local from, to = first, first - 1 -- entries to push
+  for i = first, first + count - 1 do
+    if i > checked then
+      check(i)
+    end
+    local seq, at = tonumber(ARGV[seqs + i]), detail[i]
+    local code, status
+    if at and not stored_next and ARGV[at + 1] ~= 'processed' then
+      stored_next = read_next(next_key)
+      if not stored_next then
+        code, status = FOREIGN, next_key
+      end
+    end
+    if not code and not at and present == 0
+      and call('SET', KEYS[dedup_keys + i], '1', 'NX', 'PXAT', dedup_expiry) then
+      local key = KEYS[event_keys + i]
+      call('HSET', key, 'status', 'processed', 'processedAt', now, 'attempts', '1', 'userId', user, 'type',
+        ARGV[types + i], 'seq', ARGV[seqs + i])
+      call('PEXPIREAT', key, event_expiry)
+      status = 'processed'
+    elseif not code then
+      code, status = apply(i, user)
+      if code ~= FOREIGN and not stored_next and (code == CONFLICT or status ~= 'processed') then
+        stored_next = read_next(next_key)
+        if not stored_next then
+          code, status = FOREIGN, next_key
+        end
+      end
+    end
+    if code == FOREIGN then
+      for j = i, first + count - 1 do
+        refuse(j, FOREIGN)
+      end
+      name_foreign(g, status)
+      break
+    end
+    if code then
+      refuse(i, code)
+    end
+    if status == 'processed' and code ~= CONFLICT then
+      if seq > last then
+        if to < i - 1 then
+          if to >= from then
+            push(order_key, from, to)
+          end
+          from = i
+        end
+        to, last = i, seq
+      end
+    elseif seq >= ahead then
+      ahead = seq + 1
+    end
+  end
+  if to >= from then
+    push(order_key, from, to)
+  end
+  if stored_next then
+    if ahead > stored_next and ahead > last + 1 then
+      call('SET', next_key, format('%.0f', ahead))
+    elseif stored_next > 0 and stored_next <= last + 1 then
+      call('DEL', next_key)
+    end
+  end
+end
+
+local first, argument = 1, types + 1 + writable + loose + letters
+for g = 0, groups - 1 do
+  local count, gaps = tonumber(ARGV[argument + 1]), tonumber(ARGV[argument + 3])
+  apply_group(g, first, count, argument, KEYS[group_keys + 1], KEYS[group_keys + 2], KEYS[group_keys + 3])
+  first = first + count
+  argument = argument + 4 + 3 * gaps
+  group_keys = group_keys + (gaps > 0 and 3 or 2)
+end
+
+for i = grouped + 1, writable do
+  local code, key = apply(i, ARGV[users + i])
+  if code then
+    refuse(i, code)
+    if code == FOREIGN then
+      name_foreign(groups + i - grouped - 1, key)
+    end
+  end
+end
+
+for i = writable + 1, entries do
+  local foreign, found = look_up_letter(i)
+  if foreign then
+    refuse(i, FOREIGN)
+    name_foreign(groups + i - grouped - 1, foreign)
+  else
+    write_letter(i, ARGV[users + i], found)
+  end
+end
+
+-- All locks at once if all are still ours, which is the rule.
+for from = 1, locks, max_arguments do
+  local to = math.min(from + max_arguments - 1, locks)
+  local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
+  local lock, held = ARGV[6], 0
+  for v = 1, to - from + 1 do
+    if values[v] == lock then
+      held = held + 1
+    end
+  end
+  if held == to - from + 1 then
+    call('DEL', unpack(KEYS, lock_keys + from, lock_keys + to))
+  elseif held > 0 then
+    for v = 1, to - from + 1 do
+      if values[v] == lock then
+        call('DEL', KEYS[lock_keys + from + v - 1])
+      end
+    end
+  end
+end
+
+local text = format('%.0f', floor)
+if #refused > 0 then
+  refused = table.concat(refused)
+  call('HSET', KEYS[1], 'rev', ARGV[3], 'offset', text, 'seen_ms', now, 'unfinalized', ARGV[5], 'rejects', refused)
+  return {'ok', text, refused}
+end
+if stored[5] then
+  call('HDEL', KEYS[1], 'rejects')
+end
+call('HSET', KEYS[1], 'rev', ARGV[3], 'offset', text, 'seen_ms', now, 'unfinalized', ARGV[5])
+return {'ok', text}

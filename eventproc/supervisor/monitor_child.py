@@ -1,0 +1,132 @@
+"""The monitor process, kept running."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from eventproc import logs
+from eventproc.clock import Clock
+from eventproc.errors import ConfigError
+from eventproc.metrics import Board
+from eventproc.settings import Settings
+from eventproc.spawn import MonitorSpec
+from eventproc.supervisor import child
+from eventproc.supervisor.backoff import RestartPolicy
+
+MONITOR = (sys.executable, "-m", "eventproc.monitor")
+_END_TIMEOUT_S = 5.0
+
+
+class MonitorChild:
+    """Starts the monitor, and again whenever it ends; a port that is taken at the start is fatal."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        partitions: list[int],
+        board: Board,
+        supervisor: str,
+        fail: Callable[[int, str], None],
+        clock: Clock,
+        random: Random,
+        command: Sequence[str] = MONITOR,
+    ) -> None:
+        self.restarts = 0
+        self.port: int | None = None
+        self._settings = settings
+        self._spec = MonitorSpec(settings.revealed(), partitions, board.fd, supervisor)
+        self._board = board
+        self._fail = fail
+        self._clock = clock
+        self._command = command
+        self._policy = RestartPolicy(
+            settings.restart_backoff_ms, settings.restart_backoff_max_ms, settings.restart_budget, random
+        )
+        self._log = logs.get()
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._wake = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        """Where it listens; "" until it does."""
+        host = self._settings.monitor_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}" if self.port else ""
+
+    def status(self) -> dict[str, Any]:
+        """The monitor in `status --json`."""
+        pid = self._process.pid if self._process else None
+        return {"pid": pid, "url": self.url or None, "restarts": self.restarts}
+
+    async def run(self) -> None:
+        """Keep it running until `stop`."""
+        while not self._stopping:
+            code, served_ms, words = await self._live()
+            if self._stopping:
+                return
+            if self.port is None and code == ConfigError.exit_code:
+                self._fail(code, words or f"monitor {child.describe_exit(code)}")
+                return
+            pause_ms = self._policy.pause_ms(served_ms)
+            self._log.error(
+                "monitor died", reason=child.describe_exit(code), pause_ms=pause_ms, last_error=words
+            )
+            self.restarts += 1
+            try:
+                await asyncio.wait_for(self._wake.wait(), pause_ms / 1000)
+            except TimeoutError:
+                continue
+
+    async def stop(self) -> None:
+        """End it."""
+        self._stopping = True
+        self._wake.set()
+        if self._process is not None:
+            await child.end(self._process, signal.SIGTERM, _END_TIMEOUT_S)
+
+    def kill(self) -> None:
+        """End it now."""
+        self._stopping = True
+        self._wake.set()
+        if self._process is not None:
+            child.send(self._process, signal.SIGKILL)
+
+    async def _live(self) -> tuple[int, int, str]:
+        """One life: exit code, how long it served in ms, its last words."""
+        process = await child.spawn(self._command, self._spec.dump(), (self._board.fd,), capture=True)
+        self._process = process
+        if self._stopping:
+            child.send(process, signal.SIGTERM)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        words = asyncio.ensure_future(self._relay(process.stderr))
+        try:
+            since_ms = None
+            line = await process.stdout.readline()
+            if line:
+                self.port = json.loads(line)["port"]
+                since_ms = self._clock.monotonic_ms()
+            await process.stdout.read()
+            code = await process.wait()
+            served_ms = 0 if since_ms is None else self._clock.monotonic_ms() - since_ms
+            return code, served_ms, await words
+        finally:
+            words.cancel()
+            self._process = None
+
+    async def _relay(self, stream: asyncio.StreamReader) -> str:
+        """Pass the monitor's error output on; returns its last line."""
+        last = ""
+        while line := await stream.readline():
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                last = text.removeprefix("monitor: ")
+                if self.port is not None:  # before that, they are the reason of a failed start
+                    print(text, file=sys.stderr, flush=True)
+        return last

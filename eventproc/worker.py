@@ -1,0 +1,445 @@
+"""The worker: one partition's pipeline, joined to Kafka, Redis and the handler.
+
+Started by the supervisor as `python -m eventproc.worker`, with a `WorkerSpec` on standard input.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import random
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from eventproc import crashpoints, logs, spawn
+from eventproc.broker.consumer import PartitionConsumer
+from eventproc.broker.producer import DeadLetterProducer
+from eventproc.clock import Clock, SystemClock
+from eventproc.effects import (
+    Acquire,
+    Acquired,
+    Claim,
+    Claimed,
+    Commit,
+    FetchEnd,
+    FetchOffsets,
+    Finalize,
+    Finalized,
+    LoadUsers,
+    Produce,
+    Release,
+    Run,
+    Seek,
+    StoreReply,
+    StoreRequest,
+)
+from eventproc.errors import ConfigError, EventprocError, Transient
+from eventproc.handlers import Handler, Runner, load_handler
+from eventproc.keeper import Keeper
+from eventproc.metrics import Board, Page, State
+from eventproc.pipeline import Pipeline
+from eventproc.settings import Settings
+from eventproc.store.channel import Channel
+
+CONSUME_RECORDS = 1000
+IDLE_WAIT_MS = 100
+REPLY_WAIT_MS = 2
+PUBLISH_MS = 100
+OFFSETS_TIMEOUT_S = 5.0
+OFFSETS_RETRY_MS = 500
+#: A loop that took longer, handlers apart, was stopped: what happened meanwhile is not known.
+STALL_MS = 1000
+#: Part of shutdown_timeout_s that a worker takes for itself; the rest is the supervisor's.
+DRAIN_SHARE = 0.8
+
+_CALLS = {Claim: "claim", LoadUsers: "load", Acquire: "acquire", Finalize: "finalize", Release: "release"}
+
+
+class Worker:
+    """Carries out what the pipeline asks for, and brings it what comes back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        partition: int,
+        partitions: int,
+        owner: str,
+        handler: Handler,
+        page: Page,
+        clock: Clock,
+        *,
+        may_take: Callable[[str], bool] = lambda owner: False,
+        force: bool = False,
+        crash: Callable[[crashpoints.Point], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._partition = partition
+        self._page = page
+        self._clock = clock
+        self._crash = crash
+        self._log = logs.get()
+        self._rarely = logs.OnceAMinute(clock)
+        self.pipeline = Pipeline(
+            settings,
+            partition,
+            partitions,
+            owner,
+            meter=page,
+            random=random.Random(),
+            warn=self._warn,
+            may_take=may_take,
+            force=force,
+        )
+        self._consumer = PartitionConsumer(settings, partition, clock)
+        self._producer = DeadLetterProducer(settings)
+        self._channel = Channel(settings, settings.kafka_topic, partition, clock)
+        self._runner = Runner(handler, partition, clock, page.running)
+        self._keeper = Keeper(settings, partition, clock)
+        self._stop_asked = False
+        self._drain_until_ms = 0
+        self._offsets_at_ms = -1  # when to ask for offsets; -1: not asked
+        self._end_asked = False
+        self._away = False
+        self._reading_paused = False
+        self._published_ms = 0
+        self._looped_ms = 0
+        self._handler_ms = 0
+        self._commits = -1
+
+    def stop(self) -> None:
+        """Ask for a drain; may be called by a signal handler, sets a flag only."""
+        self._stop_asked = True
+
+    def run(self) -> None:
+        """Work until stopped. Raises EventprocError when it cannot go on."""
+        self._keeper.start()
+        self._looped_ms = self._clock.monotonic_ms()
+        try:
+            while not self._finished():
+                self._turn()
+            if self.pipeline.owned and not self._consumer.flush_commits(5):
+                self._log.warning("commit_not_acknowledged", offset=self.pipeline.acked_floor)
+            self._publish(self._clock.monotonic_ms())
+        finally:
+            self._keeper.stop()
+            self._producer.close()
+            self._consumer.close()
+            self._channel.close()
+
+    def _finished(self) -> bool:
+        pipeline = self.pipeline
+        if not self._stop_asked:
+            return False
+        now_ms = self._clock.monotonic_ms()
+        if not pipeline.draining:
+            pipeline.drain()
+            self._page.state = "draining"
+            self._drain_until_ms = now_ms + int(self._settings.shutdown_timeout_s * 1000 * DRAIN_SHARE)
+        if not pipeline.owned or pipeline.drained:
+            return True
+        if now_ms >= self._drain_until_ms:
+            self._log.warning(
+                "drain_cut_short",
+                floor=pipeline.acked_floor,
+                redis=self._channel.last_error if not self._channel.up else "up",
+                kafka=self._consumer.last_error if self._consumer.down else "up",
+                remedy="none: what was not final is done again at the next start",
+            )
+            return True
+        return False
+
+    # --- one turn of the loop -----------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        now_ms = self._clock.monotonic_ms()
+        self._watch(now_ms)
+        busy = False
+        for request in self.pipeline.step(now_ms):
+            busy = True
+            self._carry_out(request)
+        self._fetch_offsets(now_ms)
+        busy |= self._take_deliveries()
+        busy |= self._take_end()
+        busy |= self._take_records(0 if busy or self._channel.pending else self._idle_wait_ms(now_ms))
+        self._take_replies(0 if busy else REPLY_WAIT_MS)
+        now_ms = self._clock.monotonic_ms()
+        self._page.beat(now_ms)
+        if now_ms - self._published_ms >= PUBLISH_MS:
+            self._publish(now_ms)
+
+    def _watch(self, now_ms: int) -> None:
+        """Time in which this process, Redis or Kafka stood still does not count (CONTRACT 4.2)."""
+        stalled = now_ms - self._looped_ms - self._handler_ms > STALL_MS
+        self._looped_ms, self._handler_ms = now_ms, 0
+        # being connected for the first time is no outage
+        away = (not self._channel.up and self._channel.outages > 0) or self._consumer.down
+        if away and not self._away:
+            self.pipeline.suspend()
+        elif self._away and not away:
+            self.pipeline.resume(now_ms)
+            self._log.info("recovered")
+        elif stalled and not away:
+            self.pipeline.resume(now_ms)
+        self._away = away
+
+    def _idle_wait_ms(self, now_ms: int) -> int:
+        if not self.pipeline.owned or self._producer.pending or self._end_asked:
+            return 5
+        due_ms = self.pipeline.next_deadline_ms()
+        return max(0, min(IDLE_WAIT_MS, due_ms - now_ms)) if due_ms >= 0 else IDLE_WAIT_MS
+
+    def _take_records(self, wait_ms: int) -> bool:
+        wants = self.pipeline.wants_records
+        if wants == self._reading_paused and self._consumer.position >= 0:
+            self._reading_paused = not wants
+            if wants:
+                self._consumer.resume()
+            else:
+                self._consumer.pause()
+        if not wants and self._channel.pending:
+            wait_ms = 0
+        records = self._consumer.consume(CONSUME_RECORDS, wait_ms / 1000)
+        if not self.pipeline.owned or self.pipeline.draining:
+            return False
+        now_ms = self._clock.monotonic_ms()
+        if records:
+            self.pipeline.on_records(records, now_ms)  # type: ignore[arg-type]
+        if self._consumer.position > self.pipeline.buffer.position:
+            self.pipeline.on_position(self._consumer.position)
+        return bool(records)
+
+    def _take_deliveries(self) -> bool:
+        if not self._producer.pending:
+            return False
+        outcomes = self._producer.poll()
+        now_ms = self._clock.monotonic_ms()
+        for entry, outcome in outcomes:
+            self._at("after_produce")
+            self.pipeline.on_delivered(entry, None if outcome is None else str(outcome), now_ms)
+        return bool(outcomes)
+
+    def _take_end(self) -> bool:
+        if not self._end_asked:
+            return False
+        end = self._consumer.poll_end()
+        if end is None:
+            return False
+        self._end_asked = False
+        self.pipeline.on_end_offset(end)
+        return True
+
+    def _take_replies(self, wait_ms: int) -> None:
+        channel = self._channel
+        for request, reply in channel.poll(wait_ms if channel.pending else 0):
+            self._take_reply(request, reply)
+
+    def _take_reply(self, request: StoreRequest, reply: StoreReply) -> None:
+        pipeline = self.pipeline
+        now_ms = self._clock.monotonic_ms()
+        if isinstance(request, Finalize):
+            self._at("after_finalize")
+            assert isinstance(reply, Finalized)
+            pipeline.on_finalized(request, reply, now_ms, self._clock.wall_ms())
+        elif isinstance(request, Acquire):
+            self._at("after_acquire")
+            assert isinstance(reply, Acquired)
+            pipeline.on_acquired(request, reply, now_ms)
+        elif isinstance(request, LoadUsers):
+            self._at("after_load")
+            assert isinstance(reply, list)
+            pipeline.on_loaded(request, reply, now_ms)
+        elif isinstance(request, Claim):
+            self._at("after_claim")
+            assert isinstance(reply, Claimed)
+            for then in pipeline.on_claimed(reply, now_ms):
+                self._carry_out(then)
+            if pipeline.owned:
+                self._log.info("claimed", epoch=pipeline.ownership.epoch, offset=pipeline.buffer.position)
+        elif isinstance(request, Release):
+            self._at("after_release")
+            pipeline.on_released(request)
+
+    def _carry_out(self, request: Any) -> None:
+        if isinstance(request, Run):
+            self._run_handler(request)
+        elif isinstance(request, Produce):
+            self._at("before_produce")
+            self._producer.send(request.entry, (self._settings.kafka_topic, self._partition))
+        elif isinstance(request, Commit):
+            self._at("before_commit")
+            self._consumer.commit(request.offset)
+            self._at("after_commit")
+        elif isinstance(request, FetchEnd):
+            self._consumer.request_end()
+            self._end_asked = True
+        elif isinstance(request, FetchOffsets):
+            self._offsets_at_ms = self._clock.monotonic_ms()
+        elif isinstance(request, Seek):
+            self._consumer.seek(request.offset)
+            self._reading_paused = False
+        else:
+            call = _CALLS[type(request)]
+            self._page.inc("redis_calls", 1, call)
+            self._at(f"before_{call}")  # type: ignore[arg-type]
+            self._channel.submit(request)
+
+    def _run_handler(self, request: Run) -> None:
+        self._at("before_run")
+        ownership = self.pipeline.ownership
+        begun_ms = self._clock.monotonic_ms()
+        self._keeper.begin(ownership.epoch, ownership.owner, request.entries)
+        outcomes = self._runner.run(request.entries)
+        self._keeper.end()
+        now_ms = self._clock.monotonic_ms()
+        self._handler_ms += now_ms - begun_ms
+        self._at("after_run")
+        self.pipeline.on_ran(request, outcomes, now_ms - begun_ms, now_ms)
+
+    def _fetch_offsets(self, now_ms: int) -> None:
+        if self._offsets_at_ms < 0 or now_ms < self._offsets_at_ms:
+            return
+        try:
+            offsets = self._consumer.offsets(OFFSETS_TIMEOUT_S)
+        except Transient as error:
+            self._warn("kafka_away", error=str(error))
+            self._page.last_error = str(error)
+            self._offsets_at_ms = self._clock.monotonic_ms() + OFFSETS_RETRY_MS
+            return
+        self._offsets_at_ms = -1
+        self._page.set("committed", max(0, offsets.committed))
+        self.pipeline.on_offsets(offsets)
+
+    # --- what others see ------------------------------------------------------------------------------
+
+    def _at(self, point: crashpoints.Point) -> None:
+        if self._crash is not None:
+            self._crash(point)
+
+    def _warn(self, event: str, **fields: Any) -> None:
+        self._rarely.warning(self._log, event, **fields)
+
+    def _publish(self, now_ms: int) -> None:
+        self._published_ms = now_ms
+        page, pipeline, buffer = self._page, self.pipeline, self.pipeline.buffer
+        self._publish_trouble()
+        if not pipeline.draining:
+            if pipeline.owned:
+                reason = self._pause_reason()
+                state: State = "paused" if reason else "running"
+                if page.state != state or page.state_reason != reason:
+                    page.enter(state, reason)
+            elif pipeline.ownership.standby_for and page.state_reason != pipeline.ownership.standby_for:
+                page.enter("standby", pipeline.ownership.standby_for)
+                self._log.info("standby", owner=pipeline.ownership.standby_for)
+        if not pipeline.owned:
+            return
+        oldest = buffer.oldest_gap()
+        page.set("oldest_gap_ms", max(0, now_ms - oldest[1]) if oldest is not None else 0)
+        page.set("unfinalized", buffer.unfinalized())
+        page.set("parked", buffer.parked)
+        page.set("parked_bytes", buffer.parked_bytes)
+        page.set("users", buffer.users)
+        page.set("users_set_aside", len(pipeline.foreign))
+        page.set("position", buffer.position)
+        page.set("floor", pipeline.floor)
+        page.set("epoch", pipeline.ownership.epoch)
+        committed = self._consumer.committed
+        if committed >= 0 and committed != self._commits:
+            self._commits = committed
+            page.set("committed", committed)
+            page.inc("kafka_commits")
+        high = buffer.position + self._consumer.lag()
+        page.set("high_watermark", high)
+        page.set("lag", max(0, high - page.get("committed")))
+
+    def _pause_reason(self) -> str:
+        if not self._channel.up:
+            return f"Redis: {self._channel.last_error}"
+        if self._consumer.down:
+            return f"Kafka: {self._consumer.last_error}"
+        return "reading is paused: Redis or the handler is behind" if self.pipeline.paused else ""
+
+    def _publish_trouble(self) -> None:
+        page, channel, consumer = self._page, self._channel, self._consumer
+        page.set("redis_down", int(not channel.up and channel.outages > 0))
+        page.set("kafka_down", int(consumer.down))
+        if not channel.up and channel.outages:
+            self._warn("redis_away", error=channel.last_error)
+            page.last_error = channel.last_error
+        elif consumer.down:
+            self._warn("kafka_away", error=consumer.last_error)
+            page.last_error = consumer.last_error
+        elif self.pipeline.foreign:
+            user, key = next(iter(self.pipeline.foreign.items()))
+            page.last_error = f"user {user} is set aside: key {key} has the wrong type; delete or rename it"
+
+
+def main() -> int:
+    """Run the worker that standard input describes; returns the exit code of CONTRACT section 7."""
+    spec = spawn.WorkerSpec.read(sys.stdin.buffer)
+    spawn.die_with_parent(spawn.parent_of(spec.supervisor))
+    faulthandler.enable()
+    settings = Settings(**spec.settings)
+    os.nice(settings.worker_nice)
+    logs.configure(settings.log_level, settings.log_format, partition=spec.partition)
+    clock = SystemClock()
+    board = Board.open(spec.board_fd, spec.slots)
+    spawn.close_on_exec([spec.board_fd])
+    page = board.page(spec.slot)
+    page.reset_gauges()
+    page.state = "starting"
+    page.set("pid", os.getpid())
+    page.set("started_ms", clock.wall_ms())
+    page.beat(clock.monotonic_ms())
+    try:
+        handler = load_handler(settings, clock)
+        worker = Worker(
+            settings,
+            spec.partition,
+            spec.partitions,
+            spawn.owner_token(spec.supervisor, spec.partition, secrets.token_hex(4)),
+            handler,
+            page,
+            clock,
+            may_take=lambda owner: _is_over(owner, spec.supervisor),
+            force=spec.takeover,
+            crash=crashpoints.from_environment(spec.partition, spec.start_count),
+        )
+        _stop_on_signals(worker)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        worker.run()
+    except EventprocError as error:
+        page.last_error = str(error)
+        page.state = "stopped"
+        logs.get().error("stopped", error=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    page.state = "stopped"
+    return 0
+
+
+def _is_over(owner: str, supervisor: str) -> bool:
+    """Whether an owner was started by this supervisor (which restarts only the dead) or by a dead one."""
+    its_supervisor = spawn.owner_supervisor(owner)
+    return its_supervisor == supervisor or spawn.is_gone(its_supervisor)
+
+
+def _stop_on_signals(worker: Worker) -> None:
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        worker.stop()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        sys.exit(error.exit_code)

@@ -1,0 +1,91 @@
+"""The embedded broker's process: start, control, end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from eventproc.broker.embedded import EmbeddedBroker, check_not_dropped
+from eventproc.clock import SystemClock
+from eventproc.errors import ConfigError, DependencyError
+
+CLOCK = SystemClock()
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = CLOCK.monotonic_ms() + 10_000
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert CLOCK.monotonic_ms() < deadline, f"process {pid} lives on"
+        CLOCK.sleep_ms(10)
+
+
+def test_stop_ends_the_process() -> None:
+    broker = EmbeddedBroker({"events": 2}).start()
+    pid = broker.pid
+    assert broker.poll() is None
+    broker.stop()
+    assert not psutil.pid_exists(pid)
+    broker.stop()  # once more does no harm
+
+
+def test_death_is_seen() -> None:
+    with EmbeddedBroker({"events": 2}) as broker:
+        os.kill(broker.pid, signal.SIGKILL)
+        deadline = CLOCK.monotonic_ms() + 10_000
+        while broker.poll() is None:
+            assert CLOCK.monotonic_ms() < deadline
+            CLOCK.sleep_ms(10)
+        assert broker.poll() == -signal.SIGKILL
+
+
+def test_interrupt_of_the_terminal_is_for_the_parent() -> None:
+    with EmbeddedBroker({"events": 1}) as broker:
+        os.kill(broker.pid, signal.SIGINT)
+        broker.create_topic("still-serving", 1)
+        assert os.getpgid(broker.pid) != os.getpgid(0)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+def test_dies_with_its_parent(sig: signal.Signals) -> None:
+    program = (
+        "from eventproc.broker.embedded import EmbeddedBroker\n"
+        "import signal\n"
+        "broker = EmbeddedBroker({'events': 1}).start()\n"
+        "print(broker.pid, flush=True)\n"
+        "signal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(sig)
+    wait_until_gone(pid)
+
+
+def test_ends_with_its_standard_input() -> None:
+    command = [sys.executable, "-m", "eventproc.broker.embedded", "--topics", "events:1"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0
+    assert done.stdout.startswith("ready 127.0.0.1:")
+
+
+@pytest.mark.parametrize("name", ["with space", "", "x" * 250])
+def test_bad_topic_name_is_named(name: str) -> None:
+    with pytest.raises(DependencyError, match="is not <topic>:<partitions>"):
+        EmbeddedBroker({name: 1}).start()
+
+
+def test_topic_twice_is_refused() -> None:
+    with (
+        EmbeddedBroker({"events": 1}) as broker,
+        pytest.raises(ConfigError, match="cannot create topic events.*exists"),
+    ):
+        broker.create_topic("events", 1)
+
+
+def test_nothing_dropped_is_no_error() -> None:
+    check_not_dropped(0, "events", 0)

@@ -1,0 +1,252 @@
+"""claim_partition, renew_partition, release_events and load_users on a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from eventproc.effects import Claim, UserState
+from eventproc.errors import ConfigError
+from eventproc.settings import Settings
+from eventproc.store.scripts import script_error
+from tests.redis_server import RedisServer, binary, bundled_binary
+from tests.script_runner import ScriptRunner, entry, group, values
+
+KEY = "partition:events:0"
+
+
+@pytest.fixture(scope="module", params=["system", "oldest"])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with RedisServer(executable=binary() if request.param == "system" else bundled_binary()) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RedisServer) -> redis.Redis:
+    client = server.client()
+    client.flushall()
+    return client
+
+
+@pytest.fixture
+def me(client: redis.Redis) -> ScriptRunner:
+    return ScriptRunner(client)
+
+
+def server_ms(client: redis.Redis) -> int:
+    seconds, micros = client.time()  # type: ignore[misc]
+    return int(seconds * 1000 + micros // 1000)
+
+
+# --- claim_partition ------------------------------------------------------------------------------
+
+
+def test_first_claim_takes_the_time_as_epoch_and_stores_position_and_baseline(
+    me: ScriptRunner, client: redis.Redis
+) -> None:
+    before = server_ms(client)
+    claimed = me.claim(offset=7, baseline=5)
+    assert claimed.status == "ok"
+    assert before <= claimed.epoch <= server_ms(client)
+    assert (claimed.rev, claimed.offset, claimed.baseline) == (0, 7, 5)
+    stored = client.hgetall(KEY)
+    assert stored[b"owner"] == b"me"
+    assert (stored[b"offset"], stored[b"baseline"], stored[b"schema"]) == (b"7", b"5", b"1")
+
+
+def test_claim_without_position_leaves_none(me: ScriptRunner, client: redis.Redis) -> None:
+    claimed = me.claim()
+    assert (claimed.offset, claimed.baseline) == (-1, -1)
+    assert not client.hexists(KEY, "offset")
+
+
+def test_stored_position_and_revision_outlive_a_claim(me: ScriptRunner) -> None:
+    me.claim(offset=7)
+    me.finalize(floor=9)
+    claimed = me.claim(offset=100, baseline=100)
+    assert (claimed.rev, claimed.offset, claimed.baseline) == (1, 9, -1)
+
+
+def test_epoch_always_grows(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    future = server_ms(client) + 1_000_000
+    client.hset(KEY, "epoch", future)
+    assert me.claim().epoch == future + 1
+
+
+def test_same_call_again_takes_nothing_anew(me: ScriptRunner) -> None:
+    call = me.scripts.encode(Claim("me", 10_000))
+    first = me.execute(call)
+    assert me.execute(call) == first
+    assert int(me.execute(me.scripts.encode(Claim("me", 10_000)))[1]) > int(first[1])
+
+
+def test_held_while_the_lease_of_another_runs(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    before = client.hgetall(KEY)
+    other = ScriptRunner(client, owner="other")
+    held = other.claim()
+    assert (held.status, held.owner) == ("held", "me")
+    assert 0 <= held.age_ms < 10_000
+    assert client.hgetall(KEY) == before
+
+
+@pytest.mark.parametrize("options", [{"may_take": "me"}, {"force": True}, {"lease_ms": 0}])
+def test_taken_from_another(me: ScriptRunner, client: redis.Redis, options: dict[str, object]) -> None:
+    first = me.claim()
+    taken = ScriptRunner(client, owner="other").claim(**options)
+    assert taken.status == "ok"
+    assert taken.epoch > first.epoch
+
+
+def test_taken_when_the_lease_has_run_out(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    client.hset(KEY, "seen_ms", server_ms(client) - 10_001)
+    assert ScriptRunner(client, owner="other").claim().status == "ok"
+
+
+def test_another_may_take_is_not_enough(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    assert ScriptRunner(client, owner="other").claim(may_take="a third").status == "held"
+
+
+def test_foreign_partition_key_is_named(me: ScriptRunner, client: redis.Redis) -> None:
+    client.set(KEY, "x")
+    with pytest.raises(redis.ResponseError, match=f"^FOREIGN key {KEY}") as caught:
+        me.claim()
+    error = script_error("claim_partition", str(caught.value))
+    assert isinstance(error, ConfigError)
+    assert KEY in str(error)
+
+
+def test_newer_schema_is_refused(me: ScriptRunner, client: redis.Redis) -> None:
+    client.hset(KEY, "schema", 2)
+    with pytest.raises(redis.ResponseError, match="^SCHEMA 2 of key") as caught:
+        me.claim()
+    assert isinstance(script_error("claim_partition", str(caught.value)), ConfigError)
+
+
+def test_prefix_is_in_front_of_every_key(client: redis.Redis) -> None:
+    one = ScriptRunner(client, Settings(key_prefix="app:"))
+    one.claim()
+    first = entry(1, "u", 1)
+    one.acquire(first)
+    one.finalize(group("u", first))
+    assert all(key.startswith(b"app:") for key in client.keys())
+
+
+# --- renew_partition ------------------------------------------------------------------------------
+
+
+def test_renew_keeps_partition_and_locks(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    one, two, three = entry(1), entry(2), entry(3)
+    me.acquire(one, two, three)
+    client.pexpire("inflight:e1", 5000)
+    client.delete("inflight:e2")
+    client.set("inflight:e3", "events:9:1:other")
+    client.hset(KEY, "seen_ms", 1)
+    renewed = me.renew(one, two, three)
+    assert (renewed.status, renewed.lost) == ("ok", [2])
+    assert client.pttl("inflight:e1") > 25_000
+    assert client.pttl("inflight:e2") > 25_000
+    assert client.get("inflight:e3") == b"events:9:1:other"
+    assert int(client.hget(KEY, "seen_ms") or 0) > 1
+
+
+def test_renew_tells_a_foreign_lock_lost(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    client.rpush("inflight:e1", "x")
+    assert me.renew(entry(1)).lost == [0]
+
+
+def test_renew_and_release_are_fenced(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    one = entry(1)
+    me.acquire(one)
+    ScriptRunner(client, owner="other").claim(force=True)
+    before = values(client)
+    assert me.renew(one).status == "fenced"
+    me.release(one)
+    assert values(client) == before
+
+
+def test_renew_and_release_after_a_loss(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    client.flushall()
+    assert me.renew(entry(1)).status == "rewound"
+    me.release(entry(1))
+    assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("verb", ["renew", "release", "acquire", "finalize"])
+def test_foreign_partition_key_is_named_by_all(me: ScriptRunner, client: redis.Redis, verb: str) -> None:
+    me.claim()
+    client.delete(KEY)
+    client.rpush(KEY, "x")
+    with pytest.raises(redis.ResponseError, match=f"^FOREIGN key {KEY}"):
+        getattr(me, verb)()
+
+
+# --- release_events -------------------------------------------------------------------------------
+
+
+def test_release_drops_only_our_locks(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    entries = [entry(i) for i in range(4)]
+    me.acquire(*entries)
+    client.set("inflight:e1", "events:9:1:other")
+    client.delete("inflight:e2")
+    client.rpush("inflight:e2", "x")
+    me.release(*entries)
+    assert sorted(client.keys("inflight:*")) == [b"inflight:e1", b"inflight:e2"]
+    me.release(*entries)
+
+
+def test_release_of_many(me: ScriptRunner, client: redis.Redis) -> None:
+    me.claim()
+    entries = [entry(i) for i in range(2000)]
+    me.acquire(*entries)
+    assert len(client.keys("inflight:*")) == 2000
+    me.release(*entries)
+    assert client.keys("inflight:*") == []
+
+
+# --- load_users -----------------------------------------------------------------------------------
+
+
+def test_load_tells_last_and_next(me: ScriptRunner, client: redis.Redis) -> None:
+    client.rpush("order:a", 1, 2, 5)
+    client.set("next:a", 9)
+    client.rpush("order:b", 2**53 - 1)
+    client.set("next:c", 4)
+    assert me.load("a", "b", "c", "d") == [
+        UserState(5, 9),
+        UserState(2**53 - 1, 0),
+        UserState(0, 4),
+        UserState(0, 0),
+    ]
+    assert me.load() == []
+
+
+def test_load_names_foreign_keys(me: ScriptRunner, client: redis.Redis) -> None:
+    client.set("order:a", "x")
+    client.rpush("next:b", "x")
+    client.rpush("order:c", "no seq")
+    client.set("next:d", "no seq")
+    client.rpush("order:ü'\"", 3)
+    assert me.load("a", "b", "c", "d", "ü'\"") == [
+        UserState(foreign="order:a"),
+        UserState(foreign="next:b"),
+        UserState(foreign="order:c"),
+        UserState(foreign="next:d"),
+        UserState(3),
+    ]
+
+
+def test_load_of_many(me: ScriptRunner, client: redis.Redis) -> None:
+    for user in range(3000):
+        client.rpush(f"order:u{user}", user + 1)
+    assert [state.last for state in me.load(*[f"u{i}" for i in range(3000)])] == list(range(1, 3001))

@@ -1,0 +1,116 @@
+"""The sdist and the wheel are whole: in an empty environment, far from the checkout, they do the job."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILT = (".*", "*.egg-info", "__pycache__", "build", "dist", "*.so", "*.c", "*.html")
+TIMEOUT_S = 240
+
+
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
+    """Run to the end; its stdout. Fails with everything it said."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with one sdist and the wheel made from it; the source was a copy in which nothing was built."""
+    folder = tmp_path_factory.mktemp("dist")
+    source = tmp_path_factory.mktemp("source") / "eventproc"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*BUILT))
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment that holds the wheel and what it asks for, nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    (wheel,) = dist.glob("*.whl")
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[embedded]", cwd=folder)
+    run(python, "-m", "pip", "check", cwd=folder)
+    return folder / "bin"
+
+
+def sources(*suffixes: str) -> set[str]:
+    """Files of the package in the checkout, as paths from its root."""
+    files = (ROOT / "eventproc").rglob("*")
+    return {
+        str(path.relative_to(ROOT)) for path in files if path.suffix in suffixes or path.name == "py.typed"
+    }
+
+
+def sdist_names(dist: Path) -> set[str]:
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def wheel_names(dist: Path) -> set[str]:
+    (path,) = dist.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def test_both_hold_every_source_file(dist: Path) -> None:
+    wanted = sources(".py", ".pyi", ".pyx", ".lua")
+    assert {"eventproc/_reorder.pyx", "eventproc/_reorder.pyi"} <= wanted
+    assert any(name.endswith(".lua") for name in wanted)
+    assert wanted - sdist_names(dist) == set()
+    assert wanted - wheel_names(dist) == set()
+
+
+def test_the_sdist_holds_what_a_packager_needs(dist: Path) -> None:
+    wanted = {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.py"}
+    assert wanted - sdist_names(dist) == set()
+
+
+def test_the_wheel_holds_the_extension_the_licence_and_nothing_but_the_package(dist: Path) -> None:
+    names = wheel_names(dist)
+    assert [name for name in names if name.startswith("eventproc/_reorder.") and name.endswith(".so")]
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"eventproc"}
+
+
+def test_generated_c_is_in_neither(dist: Path) -> None:
+    assert [name for name in sdist_names(dist) | wheel_names(dist) if name.endswith(".c")] == []
+
+
+def test_it_is_the_installed_one_that_runs(installed: Path, tmp_path: Path) -> None:
+    where = run(installed / "python", "-c", "import eventproc._reorder as r; print(r.__file__)", cwd=tmp_path)
+    assert Path(where).is_relative_to(installed.parent)
+
+
+def test_without_the_extension_it_says_so(installed: Path, tmp_path: Path) -> None:
+    (package,) = (installed.parent / "lib").glob("python3*/site-packages/eventproc")
+    shutil.copytree(package, tmp_path / "eventproc", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    done = subprocess.run(
+        [installed / "python", "-c", "import eventproc"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "ImportError: eventproc._reorder is not built" in done.stderr

@@ -1,0 +1,158 @@
+"""The README says what is so: settings, exit codes, targets, commands, links."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from eventproc import errors
+from eventproc.settings import Settings
+from scripts.settings_table import between, main, table
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "scripts"
+]
+
+#: What stands in code: fenced blocks line by line, and `inline` spans.
+CODE = [
+    piece
+    for block, inline in re.findall(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", README, re.DOTALL)
+    for piece in (block.splitlines() if block else [inline])
+]
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+
+
+def help_of(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What the command's --help says; wide, so that no flag is broken over two lines."""
+    module, _, function = SCRIPTS[name].partition(":")
+    program = f"import sys; sys.argv[0] = {name!r}; from {module} import {function}; {function}()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *words, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def named_commands() -> Iterator[tuple[str, ...]]:
+    """Every command line in the README, as words from the program's name on."""
+    for code in CODE:
+        words = code.replace("[", " ").replace("]", " ").split()
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        if words and words[0] in SCRIPTS:
+            yield tuple(words)
+
+
+def test_the_settings_table_is_the_generated_one() -> None:
+    assert between(README) == table(), "run `make docs`"
+
+
+def test_the_table_has_every_setting_and_its_help() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", table(), re.MULTILINE))
+    assert list(rows) == list(Settings.model_fields)
+
+
+def test_make_docs_rewrites_only_what_is_between_the_markers(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(README.replace(table(), "| old |"), encoding="utf-8")
+    assert main([str(path)]) == 0
+    assert path.read_text(encoding="utf-8") == README
+
+
+def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("nothing here", encoding="utf-8")
+    assert main([str(path)]) == 1
+    assert "has no markers" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "nothing here"
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    named = {code for code in CODE if re.fullmatch(r"[a-z]+(_[a-z]+)+", code)}
+    elsewhere = {"user_id"}  # an attribute of Event
+    assert named
+    assert named - elsewhere - Settings.model_fields.keys() == set()
+
+
+def test_the_example_configuration_is_valid() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert Settings(**tomllib.loads(example)).kafka_topic == "events"
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    named = {match for code in CODE for match in re.findall(r"^make ([a-z]+)", code)}
+    assert {"demo", "test"} <= named <= targets()
+
+
+def test_make_help_lists_every_target() -> None:
+    described = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
+    assert described == targets()
+
+
+COMMANDS = sorted(set(named_commands()))
+
+
+def test_the_readme_names_every_program() -> None:
+    assert {line[0] for line in COMMANDS} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=" ".join)
+def test_every_command_that_is_named_exists(line: tuple[str, ...]) -> None:
+    words = list(takewhile(lambda word: not word.startswith("-"), line))
+    flags = [word for word in line if word.startswith("--")]
+    help = help_of(*words)
+    assert help.returncode == 0, help.stderr
+    assert [flag for flag in flags if not re.search(rf"{flag}\b", help.stdout)] == []
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    documented = {int(code) for code in re.findall(r"^\| (\d) \|", README, re.MULTILINE)}
+    raised = {
+        error.exit_code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.EventprocError)
+    }
+    assert documented == raised | {0}
+
+
+def test_the_handler_example_uses_what_is_exported() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    tree = ast.parse(example)
+    names = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "eventproc"
+        for alias in node.names
+    ]
+    assert names
+    package = import_module("eventproc")
+    assert [name for name in names if not hasattr(package, name)] == []
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_nothing_is_left_to_be_pasted() -> None:
+    assert "TODO" not in README
