@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-MAKEFLAGS += --no-builtin-rules
+# What packages build with make of their own is not to inherit this one's flags.
+unexport MAKEFLAGS
 
 PYTHON ?= python3
 VENV ?= .venv

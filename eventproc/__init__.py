@@ -3,9 +3,27 @@
 A handler needs only `Event` and `Reject`; everything else is the programs behind the commands.
 """
 
-from eventproc.errors import Reject
-from eventproc.event import Event
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eventproc.errors import Reject
+    from eventproc.event import Event
 
 __all__ = ["Event", "Reject", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: the commands are to handle Ctrl-C before anything large is imported."""
+    if name == "Event":
+        from eventproc.event import Event
+
+        return Event
+    if name == "Reject":
+        from eventproc.errors import Reject
+
+        return Reject
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ its lowest seq is above the expected one), or is *closed* (from close() to open(
 of it is parked and everything released is finished.
 """
 
-from typing import final
+from typing import Any, final
 
 @final
 class Arrivals:
@@ -21,16 +21,16 @@ class Arrivals:
     """
 
     @property
-    def ready(self) -> list[object]:
+    def ready(self) -> list[Any]:
         """To be processed now, in this order."""
     @property
-    def below(self) -> list[object]:
+    def below(self) -> list[Any]:
         """seq < expected: late, stale, a duplicate, or released and not finished yet; to be looked up."""
     @property
-    def occupied(self) -> list[tuple[object, object]]:
+    def occupied(self) -> list[tuple[Any, Any]]:
         """(arrival, item parked under the same user and seq); the parked one stays."""
     @property
-    def jumped(self) -> list[object]:
+    def jumped(self) -> list[Any]:
         """seq > expected + max_seq_jump; not parked."""
     @property
     def unknown(self) -> list[str]:
@@ -70,7 +70,7 @@ class ReorderBuffer:
         seqs: list[int],
         offsets: list[int],
         sizes: list[int],
-        items: list[object],
+        items: list[Any],
         now_ms: int,
     ) -> Arrivals:
         """Take records in offset order. Every offset is unsettled until settle(); position moves past it.

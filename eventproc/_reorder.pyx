@@ -478,7 +478,7 @@ cdef class ReorderBuffer:
             _read_int(expected[i], 1, MAX_SEQ + 1, &self._scratch[i], "expected seq")
             user = self._by_name.get(users[i])
             if user is None or user.loaded:
-                raise ValueError(f"user {users[i]!r} does not wait for load(): name each user of `unknown` once")
+                raise ValueError(f"user {users[i]!r} does not wait for load(): each user of `unknown` once")
             found.append(user)
         if len(set(users)) != n:
             raise ValueError("a user is named twice in one load()")

@@ -1,14 +1,13 @@
 """Lanes: who may run next, so that each user's events run strictly in order (CONTRACT 4.1, 4.6).
 
-A lane is a user, or one unsequenced event. Entries of a free lane run in the order in which they come.
-A lane is blocked while its lowest entry has to wait: for its lock, for its id, for a retry. Then it holds
-its entries by seq, and only its head may move.
+A lane is a user, or one unsequenced event. It holds the entries whose turn has come or will come, by seq;
+only its head may run, and only once nothing keeps it: its lock, its id, a retry. Lanes take turns.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
 
@@ -18,43 +17,66 @@ Lane = str | int
 
 
 class Lanes:
-    """Entries whose turn has come (`runnable`), and those behind a blocked head."""
+    """Entries by lane, and timers for those that have to wait."""
 
     def __init__(self) -> None:
-        self.runnable: deque[Entry] = deque()
-        self._blocked: dict[Lane, list[Entry]] = {}
+        self._lanes: dict[Lane, list[Entry]] = {}
+        self._ready: OrderedDict[Lane, None] = OrderedDict()  # lanes whose head may run
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._count = count()
 
+    def ready(self) -> int:
+        """Entries in lanes whose head may run; about what `take` would give in the end."""
+        return sum([len(self._lanes[lane]) for lane in self._ready])
+
     def enter(self, entry: Entry) -> None:
-        """The entry may run, as soon as nothing of its lane is ahead of it."""
-        if self._blocked and entry.lane in self._blocked:
-            self._insert(entry, go=True)
-            self._move(entry.lane)
-        else:
-            self.runnable.append(entry)
+        """The entry may run as soon as it is the head of its lane."""
+        entry.go = True
+        lane = entry.lane
+        entries = self._lanes.get(lane)
+        if entries is None:
+            entry.held = True
+            self._lanes[lane] = [entry]
+            self._ready[lane] = None
+            return
+        if not entry.held:
+            self._insert(entries, entry)
+        if entries[0].go:
+            self._ready[lane] = None
 
     def block(self, entry: Entry) -> None:
-        """The entry has to wait, and so has all of its lane behind it, until `enter`."""
-        self._insert(entry, go=False)
+        """The entry has to wait until `enter`, and so has all of its lane behind it."""
+        entry.go = False
+        entries = self._lanes.setdefault(entry.lane, [])
+        if not entry.held:
+            self._insert(entries, entry)
+        if not entries[0].go:
+            self._ready.pop(entry.lane, None)
 
     def drop(self, entry: Entry) -> None:
         """The entry is done with although it never ran; what stood behind it may move."""
         if not entry.held:
             return
-        entry.held = False
-        self._blocked[entry.lane].remove(entry)
-        self._move(entry.lane)
+        entries = self._lanes[entry.lane]
+        entries.remove(entry)
+        self._took(entry.lane, entries, [entry])
 
-    def put_back(self, entries: list[Entry]) -> None:
-        """Entries taken from the front of `runnable` that did not run; in their order."""
-        free = []
-        for entry in entries:
-            if entry.lane in self._blocked:
-                self.enter(entry)
-            else:
-                free.append(entry)
-        self.runnable.extendleft(reversed(free))
+    def take(self, most: int) -> list[Entry]:
+        """Entries to run now, in this order; they are in no lane any more."""
+        taken: list[Entry] = []
+        while self._ready and len(taken) < most:
+            lane = next(iter(self._ready))
+            entries = self._lanes[lane]
+            n, room = 0, most - len(taken)
+            while n < len(entries) and n < room and entries[n].go:
+                n += 1
+            run = entries[:n]
+            del entries[:n]
+            taken += run
+            self._took(lane, entries, run)
+            if lane in self._ready:
+                self._ready.move_to_end(lane)
+        return taken
 
     def later(self, due_ms: int, then: Callable[[], None]) -> None:
         """Call `then` at the given monotonic time."""
@@ -69,36 +91,27 @@ class Lanes:
         """When the next timer is due, -1 if there is none."""
         return self._timers[0][0] if self._timers else -1
 
-    def blocked(self, lane: Lane) -> bool:
-        """Whether the lane's head has to wait."""
-        return lane in self._blocked
-
-    def waiting(self) -> list[Entry]:
-        """Every entry of a blocked lane."""
-        return [entry for entries in self._blocked.values() for entry in entries]
+    def entries(self) -> list[Entry]:
+        """Everything in all lanes."""
+        return [entry for entries in self._lanes.values() for entry in entries]
 
     def is_idle(self) -> bool:
-        """Nothing runs, nothing waits."""
-        return not self.runnable and not self._blocked and not self._timers
+        """Nothing is ready, nothing waits."""
+        return not self._lanes and not self._timers
 
-    def _insert(self, entry: Entry, go: bool) -> None:
-        entry.go = go
-        if entry.held:
-            return
+    def _insert(self, entries: list[Entry], entry: Entry) -> None:
         entry.held = True
-        entries = self._blocked.setdefault(entry.lane, [])
         at = len(entries)
         while at and entries[at - 1].seq > entry.seq:
             at -= 1
         entries.insert(at, entry)
 
-    def _move(self, lane: Lane) -> None:
-        entries = self._blocked[lane]
-        ready = 0
-        while ready < len(entries) and entries[ready].go:
-            entries[ready].held = False
-            ready += 1
-        self.runnable.extend(entries[:ready])
-        del entries[:ready]
+    def _took(self, lane: Lane, entries: list[Entry], taken: list[Entry]) -> None:
+        for entry in taken:
+            entry.held = False
+        if entries and entries[0].go:
+            self._ready[lane] = None
+            return
+        self._ready.pop(lane, None)
         if not entries:
-            del self._blocked[lane]
+            del self._lanes[lane]

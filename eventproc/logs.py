@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Hashable, MutableMapping
@@ -30,7 +31,7 @@ def configure(level: str, form: str, **fields: Any) -> None:
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            lambda _log, _method, line: {**fields, **line},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.format_exc_info,
@@ -41,8 +42,10 @@ def configure(level: str, form: str, **fields: Any) -> None:
         logger_factory=_StderrFactory(),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**fields)
+    libraries = logging.getLogger("eventproc")
+    libraries.handlers = [_Forward()]
+    libraries.propagate = False
+    libraries.setLevel(logging.INFO)
 
 
 def get() -> Log:
@@ -85,6 +88,21 @@ def hide_secrets(_log: Any, _method: str, line: MutableMapping[str, Any]) -> Mut
         elif isinstance(value, str) and "://" in value:
             line[key] = _URL_USER.sub(r"\1***@", value)
     return line
+
+
+class _Forward(logging.Handler):
+    """Passes on what client libraries log (librdkafka), a line a minute of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rarely = OnceAMinute()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        kind = message.split(" ", 1)[0]  # librdkafka's facility
+        self._rarely.warning(
+            get(), "client_log", key=(record.name, kind), logger=record.name, message=message
+        )
 
 
 class _StderrFactory:

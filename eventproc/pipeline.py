@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from random import Random
 from typing import Protocol
 
@@ -63,6 +64,9 @@ PRODUCE_RETRY_MS = 200
 PAUSE_COUNTS_MS = 1000  # not reading for longer stops the gap timers
 MAX_LATENCY_MS = 86_400_000  # producers' timestamps may be anything
 RUN_SLICE_MS = 50  # a run gives the loop back after about that long
+
+
+_Report = tuple[str, int]  # user, number
 
 
 class Meter(Protocol):
@@ -149,9 +153,11 @@ class Pipeline:
         self._to_produce: list[Entry] = []
         self._producing: dict[int, Entry] = {}  # by offset, until Kafka has acknowledged
         self._inflight: dict[str, int] = {}  # user -> released entries that are not final
-        self._due: list[str] = []  # users whose gap is past its deadline
-        self._probing: list[str] | None = None  # those for whom the partition's end is asked
-        self._barriers: list[tuple[int, list[str]]] = []  # and those who wait until it is read
+        self._reports: dict[str, int] = {}  # user -> number of the latest report that its gap is due
+        self._reported = count(1)
+        self._due: list[_Report] = []  # gaps past their deadline
+        self._probing: list[_Report] | None = None  # those for which the partition's end is asked
+        self._barriers: list[tuple[int, list[_Report]]] = []  # and those that wait until it is read
         self._deferred: dict[str, GapReason] = {}  # to be closed once nothing of the user is in flight
         self._closing: dict[str, list[Entry]] = {}  # user -> arrivals below, while its closing is written
         self._release: Release | None = None
@@ -176,7 +182,7 @@ class Pipeline:
         return (
             self.ownership.owned
             and not self.draining
-            and len(self._waiting) + len(self._done) + len(self._lanes.runnable) < limit
+            and len(self._waiting) + len(self._done) + self._lanes.ready() < limit
             and self.buffer.position - self.buffer.floor() < self._settings.max_replay_records
         )
 
@@ -254,6 +260,7 @@ class Pipeline:
         self._suspended = False
         self.buffer.restart_timers(now_ms)
         self._due.clear()
+        self._reports.clear()
         self._barriers.clear()
         self._probing = None
         self._deferred = {user: why for user, why in self._deferred.items() if why != "timeout"}
@@ -348,8 +355,11 @@ class Pipeline:
             self._unknown.extend(arrivals.unknown)
         for user in arrivals.evicted:
             self._has_next.discard(user)
+        # first what is to run: a copy of it further down the batch must not be looked up before it
+        if arrivals.ready:
+            self._take_ready(arrivals.ready, now_ms)
         for item in arrivals.jumped:
-            entry: Entry = item  # type: ignore[assignment]
+            entry: Entry = item
             entry.reason = "seq_jump"
             entry.error = (
                 f"seq {entry.seq} is more than max_seq_jump ({self._settings.max_seq_jump}) above "
@@ -357,16 +367,14 @@ class Pipeline:
             )
             self._look(entry)
         for item, existing in arrivals.occupied:
-            self._take_occupied(item, existing)  # type: ignore[arg-type]
+            self._take_occupied(item, existing)
         for item in arrivals.below:
-            entry = item  # type: ignore[assignment]
+            entry = item
             stash = self._closing.get(entry.user) if self._closing else None
             if stash is not None:
                 stash.append(entry)
             else:
                 self._look(entry)
-        if arrivals.ready:
-            self._take_ready(arrivals.ready, now_ms)  # type: ignore[arg-type]
 
     def _take_ready(self, entries: list[Entry], now_ms: int) -> None:
         ids = self._ids
@@ -446,7 +454,7 @@ class Pipeline:
         n = self._settings.batch_max
         if self._run_ms:  # no more than runs within half the lock's life
             n = min(n, int(self._settings.inflight_ttl_ms / 2 / self._run_ms))
-        n = max(1, n) - max(0, len(self._lanes.runnable) - self._settings.batch_max)
+        n = max(1, n) - max(0, self._lanes.ready() - self._settings.batch_max)
         if n <= 0:
             return
         waiting = self._waiting
@@ -559,27 +567,36 @@ class Pipeline:
 
     def _run(self, now_ms: int, requests: list[Request]) -> None:
         lanes = self._lanes
-        if self._running is not None or not lanes.runnable:
+        if self._running is not None or not lanes.ready():
             return
         n = self._settings.batch_max
         if self._run_ms:
             n = max(1, min(n, int(RUN_SLICE_MS / self._run_ms)))
-        stale_ms = now_ms - self._settings.inflight_ttl_ms // 2
-        entries: list[Entry] = []
-        while lanes.runnable and len(entries) < n:
-            entry = lanes.runnable.popleft()
-            if self._asides and entry.seq and entry.user in self._asides:
-                self._asides[entry.user].waiting.append(entry)
-            elif lanes.blocked(entry.lane):
-                lanes.enter(entry)
-            elif entry.granted_ms and entry.granted_ms < stale_ms and not entry.passed:
-                lanes.block(entry)
-                self._waiting.append(entry)
-            else:
-                entries.append(entry)
+        entries = lanes.take(n)
+        oldest_ms = now_ms - self._settings.inflight_ttl_ms // 2
+        if self._asides or (self._by_event and any(e.granted_ms < oldest_ms for e in entries)):
+            entries = self._hold_back(entries, oldest_ms)
         if entries:
             self._running = Run(entries)
             requests.append(self._running)
+
+    def _hold_back(self, entries: list[Entry], oldest_ms: int) -> list[Entry]:
+        """Leave out what may not run now: users set aside, and locks too old to last through a run."""
+        free: list[Entry] = []
+        behind: set[str | int] = set()
+        for entry in entries:
+            aside = self._asides.get(entry.user) if entry.seq else None
+            if aside is not None:
+                aside.waiting.append(entry)
+            elif entry.lane in behind:
+                self._lanes.enter(entry)
+            elif entry.granted_ms and entry.granted_ms < oldest_ms and not entry.passed:
+                behind.add(entry.lane)
+                self._lanes.block(entry)
+                self._waiting.append(entry)
+            else:
+                free.append(entry)
+        return free
 
     def on_ran(self, request: Run, outcomes: list[Outcome], took_ms: float, now_ms: int) -> None:
         """The handler ran: what came of each entry, and how long all took."""
@@ -605,7 +622,8 @@ class Pipeline:
             else:
                 assert isinstance(outcome, BaseException)
                 self._failed(entry, outcome, now_ms)
-        self._lanes.put_back(not_run)
+        for entry in not_run:
+            self._lanes.enter(entry)
         runs = len(outcomes) - len(not_run) - passed
         if runs:
             self._meter.inc("handler_runs", runs)
@@ -836,7 +854,8 @@ class Pipeline:
         """The user's effects were taken: its waiting events may run."""
         aside = self._asides.pop(user)
         self.foreign.pop(user, None)
-        self._lanes.put_back(aside.waiting)
+        for entry in aside.waiting:
+            self._lanes.enter(entry)
 
     # --- gaps -------------------------------------------------------------------------------------
 
@@ -865,12 +884,18 @@ class Pipeline:
     def _expire(self, now_ms: int, requests: list[Request]) -> None:
         if self._suspended or self._paused:
             return
-        self._due += self.buffer.due(now_ms)
+        for user in self.buffer.due(now_ms):
+            # it may be another gap than the one reported before, which then needs an end of its own
+            self._reports[user] = number = next(self._reported)
+            self._due.append((user, number))
+            if self._deferred.get(user) == "timeout":
+                del self._deferred[user]
         if self._due and self._probing is None:
             self._probing, self._due = self._due, []
             requests.append(FetchEnd())
         while self._barriers and self.buffer.position >= self._barriers[0][0]:
-            self._close(self._barriers.pop(0)[1], "timeout")
+            reports = self._barriers.pop(0)[1]
+            self._close([user for user, number in reports if self._reports.get(user) == number], "timeout")
 
     def _close(self, users: list[str], reason: GapReason) -> None:
         """Give up these users' gaps; nothing beyond is run before that is written."""
@@ -886,6 +911,7 @@ class Pipeline:
         for user, first, last, adopt in self.buffer.close(free, only_due=reason == "timeout"):
             why: GapReason = "reset" if adopt else reason
             self._deferred.pop(user, None)
+            self._reports.pop(user, None)
             self._closing[user] = []
             self._gaps.append(Gap(user, first, last, why))
             self._meter.inc("gaps_closed", 1, why)
@@ -936,7 +962,7 @@ class Pipeline:
         if self._acquiring is not None or self._running is not None:
             return
         if self._release is None and not self._released:
-            left = [*self._lanes.runnable, *self._lanes.waiting(), *self._waiting]
+            left = [*self._lanes.entries(), *self._waiting]
             for aside in self._asides.values():
                 left += aside.entries + aside.waiting
             self._release = Release(

@@ -8,6 +8,7 @@ The supervisor holds no client and imports no handler; this short-lived child do
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from typing import Any
@@ -59,6 +60,7 @@ def _check_redis(settings: Settings) -> None:
 
 def main() -> int:
     """Answer on standard output; what a handler prints while it is imported goes to standard error."""
+    logging.getLogger("eventproc").addHandler(logging.NullHandler())  # the verdict tells what matters
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with answer:

@@ -28,111 +28,156 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EVENTPROC_", frozen=True, extra="forbid")
 
     # Kafka
-    kafka_bootstrap_servers: str = Field("localhost:9092", description="Kafka brokers, host:port[,host:port]")
-    kafka_topic: str = Field("events", description="topic that is consumed")
-    kafka_dlq_topic: str = Field("", description="dead-letter topic; empty: <kafka_topic>.dlq")
-    kafka_group_id: str = Field("event-processors", description="consumer group whose offsets are committed")
+    kafka_bootstrap_servers: str = Field(
+        default="localhost:9092", description="Kafka brokers, host:port[,host:port]"
+    )
+    kafka_topic: str = Field(default="events", description="topic that is consumed")
+    kafka_dlq_topic: str = Field(default="", description="dead-letter topic; empty: <kafka_topic>.dlq")
+    kafka_group_id: str = Field(
+        default="event-processors", description="consumer group whose offsets are committed"
+    )
     kafka_config: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
         repr=False,  # may hold sasl.password
         description="extra librdkafka properties for every Kafka client; JSON, or a table in the file",
     )
-    create_topics: bool = Field(True, description="create the topics when they do not exist")
-    topic_partitions: PositiveInt = Field(8, description="partitions of a topic that is created")
+    create_topics: bool = Field(default=True, description="create the topics when they do not exist")
+    topic_partitions: PositiveInt = Field(default=8, description="partitions of a topic that is created")
     topic_replication_factor: int = Field(
-        -1, ge=-1, le=32767, description="replicas of a topic that is created; -1: the broker's default"
+        default=-1,
+        ge=-1,
+        le=32767,
+        description="replicas of a topic that is created; -1: the broker's default",
     )
-    partitions: str = Field("all", description="partitions to own: all, or a list such as 0,1,4-7")
+    partitions: str = Field(default="all", description="partitions to own: all, or a list such as 0,1,4-7")
 
     # Redis
     redis_url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey, redis://, rediss:// or unix://"
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis or Valkey, redis://, rediss:// or unix://",
     )
-    redis_password_file: str = Field("", description="file whose first line is the Redis password")
-    key_prefix: str = Field("", description="put in front of every Redis key")
-    allow_eviction: bool = Field(False, description="start although maxmemory-policy is not noeviction")
-    redis_timeout_ms: PositiveInt = Field(5000, description="a Redis call is tried again after this, ms")
+    redis_password_file: str = Field(default="", description="file whose first line is the Redis password")
+    key_prefix: str = Field(default="", description="put in front of every Redis key")
+    allow_eviction: bool = Field(
+        default=False, description="start although maxmemory-policy is not noeviction"
+    )
+    redis_timeout_ms: PositiveInt = Field(
+        default=5000, description="a Redis call is tried again after this, ms"
+    )
 
     # Events
-    handler: str = Field("eventproc.handlers:simulate", description="package.module:callable for each event")
+    handler: str = Field(
+        default="eventproc.handlers:simulate", description="package.module:callable for each event"
+    )
     processing_delay_ms: NonNegativeInt = Field(
-        0, description="the built-in handler sleeps a random time up to this, ms"
+        default=0, description="the built-in handler sleeps a random time up to this, ms"
     )
     simulate_runs_dir: str = Field(
-        "", description="the built-in handler appends each of its runs to a file in this folder"
+        default="", description="the built-in handler appends each of its runs to a file in this folder"
     )
-    max_event_bytes: PositiveInt = Field(900_000, description="larger records are invalid, bytes")
+    max_event_bytes: PositiveInt = Field(default=900_000, description="larger records are invalid, bytes")
     misrouted: Literal["process", "dlq"] = Field(
-        "process", description="records whose userId maps to another partition"
+        default="process", description="records whose userId maps to another partition"
     )
 
     # Order
-    gap_timeout_ms: PositiveInt = Field(5000, description="how long a missing seq is waited for, ms")
+    gap_timeout_ms: PositiveInt = Field(default=5000, description="how long a missing seq is waited for, ms")
     max_seq_jump: NonNegativeInt = Field(
-        1_000_000, description="a seq further ahead is dead-lettered, 0: off"
+        default=1_000_000, description="a seq further ahead is dead-lettered, 0: off"
     )
-    late_policy: Literal["dlq", "skip"] = Field("dlq", description="events below the expected seq")
-    order_max_len: NonNegativeInt = Field(0, description="entries kept in order:<userId>; 0: unlimited")
-    gaps_max_len: PositiveInt = Field(1000, description="entries kept in gaps:<userId>")
-    max_parked_per_user: PositiveInt = Field(10_000, description="parked events of one user")
-    max_parked: PositiveInt = Field(100_000, description="parked events of one partition")
-    max_parked_bytes: PositiveInt = Field(268_435_456, description="parked events of one partition, bytes")
-    max_users: PositiveInt = Field(100_000, description="users of one partition kept in memory")
+    late_policy: Literal["dlq", "skip"] = Field(default="dlq", description="events below the expected seq")
+    order_max_len: NonNegativeInt = Field(
+        default=0, description="entries kept in order:<userId>; 0: unlimited"
+    )
+    gaps_max_len: PositiveInt = Field(default=1000, description="entries kept in gaps:<userId>")
+    max_parked_per_user: PositiveInt = Field(default=10_000, description="parked events of one user")
+    max_parked: PositiveInt = Field(default=100_000, description="parked events of one partition")
+    max_parked_bytes: PositiveInt = Field(
+        default=268_435_456, description="parked events of one partition, bytes"
+    )
+    max_users: PositiveInt = Field(default=100_000, description="users of one partition kept in memory")
     max_replay_records: PositiveInt = Field(
-        100_000, description="that far above the floor reading pauses, records"
+        default=100_000, description="that far above the floor reading pauses, records"
     )
 
     # Attempts
-    max_attempts: PositiveInt = Field(3, description="runs of the handler before an event is dead-lettered")
-    retry_backoff_ms: NonNegativeInt = Field(5, description="pause before a retry, ms (times the attempt)")
-    retry_backoff: Literal["linear", "exponential"] = Field(
-        "linear", description="linear, or exponential with jitter"
+    max_attempts: PositiveInt = Field(
+        default=3, description="runs of the handler before an event is dead-lettered"
     )
-    retry_backoff_max_ms: PositiveInt = Field(60_000, description="longest pause before a retry, ms")
+    retry_backoff_ms: NonNegativeInt = Field(
+        default=5, description="pause before a retry, ms (times the attempt)"
+    )
+    retry_backoff: Literal["linear", "exponential"] = Field(
+        default="linear", description="linear, or exponential with jitter"
+    )
+    retry_backoff_max_ms: PositiveInt = Field(default=60_000, description="longest pause before a retry, ms")
     handler_timeout_ms: NonNegativeInt = Field(
-        60_000, description="a worker whose handler runs longer is killed, ms; 0: never"
+        default=60_000, description="a worker whose handler runs longer is killed, ms; 0: never"
     )
 
     # Effects
     locking: Literal["event", "partition"] = Field(
-        "event", description="what guards an id while its handler runs: its own lock, or the ownership"
+        default="event",
+        description="what guards an id while its handler runs: its own lock, or the ownership",
     )
-    event_ttl_s: PositiveInt = Field(86_400, description="life of event:<id>, s")
-    dedup_ttl_s: PositiveInt = Field(86_400, description="life of dedup:<id>, s; at least event_ttl_s")
-    inflight_ttl_ms: PositiveInt = Field(30_000, description="life of inflight:<id> unless renewed, ms")
-    batch_max: Annotated[int, Field(gt=0, le=2000)] = Field(500, description="events in one Redis call")
-    commit_interval_ms: PositiveInt = Field(500, description="longest time between commits to Kafka, ms")
+    event_ttl_s: PositiveInt = Field(default=86_400, description="life of event:<id>, s")
+    dedup_ttl_s: PositiveInt = Field(
+        default=86_400, description="life of dedup:<id>, s; at least event_ttl_s"
+    )
+    inflight_ttl_ms: PositiveInt = Field(
+        default=30_000, description="life of inflight:<id> unless renewed, ms"
+    )
+    batch_max: Annotated[int, Field(gt=0, le=2000)] = Field(
+        default=500, description="events in one Redis call"
+    )
+    commit_interval_ms: PositiveInt = Field(
+        default=500, description="longest time between commits to Kafka, ms"
+    )
 
     # Dead letters
-    dlq_max_len: PositiveInt = Field(100_000, description="ids kept in dlq:list")
-    dlq_ttl_s: PositiveInt = Field(604_800, description="life of dlq:<id>, s")
-    dlq_raw_max_bytes: NonNegativeInt = Field(16_384, description="bytes of the record kept in dlq:<id>")
+    dlq_max_len: PositiveInt = Field(default=100_000, description="ids kept in dlq:list")
+    dlq_ttl_s: PositiveInt = Field(default=604_800, description="life of dlq:<id>, s")
+    dlq_raw_max_bytes: NonNegativeInt = Field(
+        default=16_384, description="bytes of the record kept in dlq:<id>"
+    )
 
     # Ownership
-    lease_ms: PositiveInt = Field(10_000, description="an owner on another host is given up after this, ms")
+    lease_ms: PositiveInt = Field(
+        default=10_000, description="an owner on another host is given up after this, ms"
+    )
     on_redis_empty: Literal["group", "earliest", "stop"] = Field(
-        "group", description="where to start when Redis holds no position although the group has one"
+        default="group", description="where to start when Redis holds no position although the group has one"
     )
     on_offset_out_of_range: Literal["stop", "earliest", "latest"] = Field(
-        "stop", description="what to do when the start offset is not in the log any more"
+        default="stop", description="what to do when the start offset is not in the log any more"
     )
 
     # Processes
-    shutdown_timeout_s: PositiveInt = Field(30, description="a drain that takes longer is cut short, s")
+    shutdown_timeout_s: PositiveInt = Field(
+        default=30, description="a drain that takes longer is cut short, s"
+    )
     heartbeat_timeout_ms: PositiveInt = Field(
-        30_000, description="a worker without progress outside a handler is killed after this, ms"
+        default=30_000, description="a worker without progress outside a handler is killed after this, ms"
     )
-    restart_backoff_ms: PositiveInt = Field(500, description="pause before the second restart, doubling, ms")
-    restart_backoff_max_ms: PositiveInt = Field(30_000, description="longest pause before a restart, ms")
+    restart_backoff_ms: PositiveInt = Field(
+        default=500, description="pause before the second restart, doubling, ms"
+    )
+    restart_backoff_max_ms: PositiveInt = Field(
+        default=30_000, description="longest pause before a restart, ms"
+    )
     restart_budget: PositiveInt = Field(
-        10, description="restarts in a row before a partition waits restart_backoff_max_ms each time"
+        default=10, description="restarts in a row before a partition waits restart_backoff_max_ms each time"
     )
-    worker_nice: Annotated[int, Field(ge=0, le=19)] = Field(5, description="niceness of the workers")
-    runtime_dir: str = Field("", description="folder of the control socket; empty: $XDG_RUNTIME_DIR or /tmp")
-    monitor_host: str = Field("127.0.0.1", description="address of /healthz, /readyz and /metrics")
-    monitor_port: Port = Field(9464, description="port of the monitor; 0: any free one")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
-    log_format: Literal["text", "json"] = Field("text", description="key=value lines, or JSON lines")
+    worker_nice: Annotated[int, Field(ge=0, le=19)] = Field(default=5, description="niceness of the workers")
+    runtime_dir: str = Field(
+        default="", description="folder of the control socket; empty: $XDG_RUNTIME_DIR or /tmp"
+    )
+    monitor_host: str = Field(default="127.0.0.1", description="address of /healthz, /readyz and /metrics")
+    monitor_port: Port = Field(default=9464, description="port of the monitor; 0: any free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level logged"
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="key=value lines, or JSON lines")
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod

@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 
 _POM = Path(__file__).with_name("kafka") / "pom.xml"
 _FETCH_TIMEOUT_S = 600
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
 #: Ties the JVM to its parent, then becomes it: the signal on the parent's death survives exec.
 _LAUNCH = (
@@ -223,8 +223,8 @@ class KafkaServer:
             "log.flush.offset.checkpoint.interval.ms": "1000",
             "num.network.threads": "2",
             "num.io.threads": "4",
-            "broker.session.timeout.ms": "1500",  # a restarted broker waits until its former self is given up
-            "broker.heartbeat.interval.ms": "200",
+            "broker.session.timeout.ms": "3000",  # a restarted broker waits until its former self is given up
+            "broker.heartbeat.interval.ms": "500",
             **self.overrides,
         }
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import redis
-
 from eventproc.effects import (
     Acquire,
     Acquired,
@@ -54,6 +52,11 @@ class FakeRecord:
 RECORD = FakeRecord()
 
 
+def settings(**values: Any) -> Settings:
+    """The defaults but for `values`, whatever the environment says."""
+    return Settings.model_validate(values)
+
+
 def entry(offset: int, user: str = "u", seq: int = 0, id: str = "", **other: Any) -> Entry:
     """A locked entry that was processed at the first attempt, id `e<offset>`."""
     fields: dict[str, Any] = {
@@ -98,8 +101,8 @@ def group(user: str, *entries: Entry, gaps: list[Gap] | None = None, has_next: b
 class ScriptRunner:
     """One owner of one partition on a Redis; counts its own revisions."""
 
-    client: redis.Redis
-    settings: Settings = field(default_factory=Settings)
+    client: Any
+    settings: Settings = field(default_factory=lambda: settings())
     owner: str = "me"
     partition: int = 0
     epoch: int = 0
@@ -111,7 +114,7 @@ class ScriptRunner:
     def execute(self, call: Call) -> Any:
         """The raw reply of a call."""
         source = self.scripts.scripts[call.script].source
-        return self.client.eval(source, len(call.keys), *call.keys, *call.args)  # type: ignore[arg-type]
+        return self.client.eval(source, len(call.keys), *call.keys, *call.args)
 
     def run(self, request: StoreRequest) -> StoreReply:
         return decode(request, self.execute(self.scripts.encode(request)))
@@ -156,7 +159,7 @@ class ScriptRunner:
         return cast(Renewed, self.run(Renew(self.epoch, self.owner, list(entries))))
 
 
-def dump(client: redis.Redis) -> dict[bytes, Any]:
+def dump(client: Any) -> dict[bytes, Any]:
     """Every key with its value and its absolute expiry in ms (-1 = none)."""
     readers: dict[bytes, Any] = {
         b"string": client.get,
@@ -164,15 +167,15 @@ def dump(client: redis.Redis) -> dict[bytes, Any]:
         b"list": lambda key: client.lrange(key, 0, -1),
     }
     found: dict[bytes, Any] = {}
-    now = cast(tuple[int, int], client.time())
+    now = client.time()
     now_ms = now[0] * 1000 + now[1] // 1000
-    for key in cast(list[bytes], client.keys()):
-        kind = cast(bytes, client.type(key))
-        ttl_ms = cast(int, client.pttl(key))
+    for key in client.keys("*"):
+        kind = client.type(key)
+        ttl_ms = client.pttl(key)
         found[key] = (readers[kind](key), now_ms + ttl_ms if ttl_ms >= 0 else -1)
     return found
 
 
-def values(client: redis.Redis) -> dict[bytes, Any]:
+def values(client: Any) -> dict[bytes, Any]:
     """Every key with its value."""
     return {key: value for key, (value, _) in dump(client).items()}

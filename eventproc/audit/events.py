@@ -48,8 +48,10 @@ class EventJudge:
         self._report.totals.invalid += 1
         what = f"invalid record {row.part}/{row.off}"
         if has_event:
-            self._report.add("status", f"{what}: event:{row.id} exists, but the record is invalid ({row.type})")
-        if self._rules.must_be_final(row):
+            self._report.add(
+                "status", f"{what}: event:{row.id} exists, but the record is invalid ({row.type})"
+            )
+        if self._rules.must_be_final(row) or letter is not None or row.dead:
             self._letters.expect(what, self._rules.position_id(row), letter, row, ("invalid",), 0)
 
     def judge_tombstone(self, row: Row, letter: Letter | None) -> None:
@@ -98,7 +100,9 @@ class EventJudge:
     def _judge_own(self, candidate: Candidate, final: Final) -> None:
         report, totals = self._report, self._report.totals
         if not candidate.marked and not self._rules.expired(candidate.first, self._settings.dedup_ttl_s):
-            report.add("status", f"{candidate.name} is {final.status}, but dedup:{candidate.first.id} is missing")
+            report.add(
+                "status", f"{candidate.name} is {final.status}, but dedup:{candidate.first.id} is missing"
+            )
         if all(final.type != row.type for row in candidate.rows):
             report.add(
                 "rewritten", f"{candidate.name} has type {final.type!r}, produced as {candidate.first.type!r}"
@@ -138,12 +142,16 @@ class EventJudge:
             candidate.verdict = "apart"
         if reason == "handler" or reason not in _FAILED:
             if final.attempts != settings.max_attempts:
-                self._status(candidate, f"is failed with attempts {final.attempts}, not {settings.max_attempts}")
+                self._status(
+                    candidate, f"is failed with attempts {final.attempts}, not {settings.max_attempts}"
+                )
             elif not row.fail and self._rules.fail_flag_tells:
                 self._status(candidate, "is failed although payload.fail is not true")
         elif reason == "rejected":
             if not 1 <= final.attempts <= settings.max_attempts or self._rules.fail_flag_tells:
-                self._status(candidate, f"is rejected with attempts {final.attempts} (handler {settings.handler})")
+                self._status(
+                    candidate, f"is rejected with attempts {final.attempts} (handler {settings.handler})"
+                )
         elif reason in _APART and final.attempts != 0:
             self._status(candidate, f"is failed ({reason}) with attempts {final.attempts}, not 0")
         if reason == "seq_jump" and not 0 < settings.max_seq_jump < row.seq:
@@ -176,7 +184,8 @@ class EventJudge:
             self._letters.expect(candidate.name, row.id, candidate.letter, row, reasons, final.attempts)
         elif candidate.all_acknowledged():
             self._report.add(
-                "rewritten", f"{candidate.name} is {final.status} from {final.part}/{final.off}, where it never was"
+                "rewritten",
+                f"{candidate.name} is {final.status} from {final.part}/{final.off}, where it never was",
             )
         else:
             self._letters.expect_unknown_copy(candidate.name, candidate)

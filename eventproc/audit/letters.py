@@ -41,9 +41,7 @@ class LetterJudge:
             if letter.attempts != attempts:
                 self._bad(f"{what}: dlq:{id} has attempts {letter.attempts}, not {attempts}")
             if (letter.part, letter.off) != (row.part, row.off):
-                self._bad(
-                    f"{what}: dlq:{id} is of {letter.part}/{letter.off}, not of {row.part}/{row.off}"
-                )
+                self._bad(f"{what}: dlq:{id} is of {letter.part}/{letter.off}, not of {row.part}/{row.off}")
             if letter.id != id:
                 self._bad(f"{what}: dlq:{id} has eventId {letter.id!r}")
         self._staging.want_letters([id])

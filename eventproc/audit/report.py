@@ -29,7 +29,7 @@ _LATENCY_CAP_MS = 600_000
 
 @dataclass(slots=True)
 class Totals:
-    """What there is, whether right or wrong. `duplicates` are records beyond the first of their id and seq."""
+    """What there is, right or wrong. `duplicates` are records beyond the first of their id and seq."""
 
     records: int = 0
     unacknowledged: int = 0
@@ -80,7 +80,7 @@ class Report:
             self._latency[_bucket(processed_ms - sent_ms)] += 1
 
     def latency_ms(self, share: float) -> int:
-        """Latency from (scheduled) send to processed that this share of the events does not exceed; 0 if unknown.
+        """Latency from (scheduled) send to processed that this share does not exceed; 0 if unknown.
 
         Exact below 256 ms, within 1/128 above.
         """
@@ -116,7 +116,15 @@ class Report:
         totals.add_column("count", justify="right")
         for name in Totals.__slots__:
             value = getattr(self.totals, name)
-            if value or name in ("records", "processed", "failed", "skipped", "duplicates", "invalid", "gaps"):
+            if value or name in (
+                "records",
+                "processed",
+                "failed",
+                "skipped",
+                "duplicates",
+                "invalid",
+                "gaps",
+            ):
                 totals.add_row(name.replace("_", " "), f"{value:,}")
         if self.events_per_s():
             totals.add_row("events/s", f"{self.events_per_s():,.0f}")

@@ -1,4 +1,4 @@
-"""What the judges share: the settings that matter, the partitions' positions, and what Redis tells of an event."""
+"""What the judges share: settings, the partitions' positions, and what Redis tells of an event."""
 
 from __future__ import annotations
 
@@ -149,7 +149,13 @@ def read_letter(values: Sequence[str | None]) -> Letter | None:
         return None
     reason, attempts, part, off, id, user, seq = values
     return Letter(
-        reason or "", _number(attempts), _number(part), _number(off), id or "", user or "", _number(seq or "0")
+        reason or "",
+        _number(attempts),
+        _number(part),
+        _number(off),
+        id or "",
+        user or "",
+        _number(seq or "0"),
     )
 
 

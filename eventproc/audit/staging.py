@@ -24,11 +24,12 @@ CREATE TABLE dead (
     PRIMARY KEY (part, off)) WITHOUT ROWID;
 CREATE TABLE letter (id TEXT PRIMARY KEY, listed INTEGER, wanted INTEGER) WITHOUT ROWID;
 CREATE TABLE run (user TEXT, seq INTEGER, id TEXT, file INTEGER, line INTEGER, ok INTEGER);
-CREATE TABLE elsewhere (id TEXT, user TEXT, seq INTEGER, found INTEGER, PRIMARY KEY (id, user, seq)) WITHOUT ROWID;
+CREATE TABLE elsewhere (id TEXT, user TEXT, seq INTEGER, PRIMARY KEY (id, user, seq)) WITHOUT ROWID;
 """
 
 _SORT = """
-CREATE TABLE sorted AS SELECT * FROM record ORDER BY user, seq, part, off;
+CREATE TABLE sorted AS SELECT * FROM record 
+    ORDER BY user, seq, CASE seq WHEN 0 THEN id END, part, off;
 DROP TABLE record;
 CREATE TABLE ran (
     user TEXT, seq INTEGER, id TEXT, runs INTEGER, oks INTEGER, file INTEGER, files INTEGER, line INTEGER,
@@ -161,7 +162,7 @@ class Staging:
     # --- reading ------------------------------------------------------------------------------------
 
     def rows(self) -> Iterator[Row]:
-        """All records: by user, seq, partition, offset; those without user first."""
+        """All records: by user, seq, partition, offset; unsequenced by user and id; without user first."""
         yield from map(Row._make, self._db.execute(_ROWS_QUERY))
 
     def dead_letter(self, part: int, off: int) -> DeadLetter | None:
@@ -197,7 +198,7 @@ class Staging:
 
     def expect_elsewhere(self, id: str, user: str, seq: int) -> None:
         """An id is final under that user and seq: some record must say so."""
-        self._db.execute("INSERT OR IGNORE INTO elsewhere VALUES (?,?,?,0)", (id, user, seq))
+        self._db.execute("INSERT OR IGNORE INTO elsewhere VALUES (?,?,?)", (id, user, seq))
 
     def unfounded_elsewhere(self) -> Iterator[tuple[str, str, int]]:
         """(id, user, seq) of those that no record says; reads all records if there are any to look for."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -16,6 +16,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic  # type: ignore[attr-defined]
 
 from eventproc.broker.client import EARLIEST, LATEST, LOG, check_config, client_config, explain, kafka_error
+from eventproc.broker.embedded import is_embedded
 from eventproc.clock import Clock, SystemClock
 from eventproc.effects import Offsets
 from eventproc.errors import ConfigError, DependencyError, Transient
@@ -23,13 +24,12 @@ from eventproc.settings import Settings
 
 _TIMEOUT_MS = 10_000
 _STEP_MS = 500
+_Client = TypeVar("_Client", AdminClient, Consumer)
 _PAUSE_MS = 50
-#: What waiting does not heal: told at once.
-_HOPELESS = frozenset((KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED))
 
 
 class Admin:
-    """One admin connection; `with Admin(settings) as admin`. Every call ends within about 10 s."""
+    """One admin connection; `with Admin(settings) as admin`. Every call ends within about `timeout_ms`."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None, timeout_ms: int = _TIMEOUT_MS) -> None:
         self._settings = settings
@@ -37,11 +37,7 @@ class Admin:
         self._timeout_ms = timeout_ms
         self._address = settings.kafka_bootstrap_servers
         self._last: KafkaError | None = None
-        config = client_config(settings, {}, {"error_cb": self._on_error})
-        try:
-            self._client: AdminClient | None = AdminClient(config, logger=LOG)
-        except (KafkaException, ValueError, TypeError) as error:
-            raise check_config(settings, error) from error
+        self._client: AdminClient | None = self._connect(AdminClient, {})
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +67,8 @@ class Admin:
 
     def create_topic(self, topic: str, partitions: int) -> None:
         """Create `topic` and wait until its partitions have leaders; does not mind if it exists by now."""
+        if is_embedded(self.metadata().cluster_id):
+            raise ConfigError(f"the embedded broker has no topic {topic}, and cannot create one")
         spec = NewTopic(topic, partitions, self._settings.topic_replication_factor)
         future: Future[Any] = self._open().create_topics([spec], operation_timeout=5.0, request_timeout=8.0)[
             topic
@@ -79,10 +77,6 @@ class Admin:
             self._wait(future)
         except KafkaException as error:
             code = kafka_error(error).code()
-            if code == KafkaError._UNSUPPORTED_FEATURE:
-                raise ConfigError(
-                    f"the embedded broker has no topic {topic}, and cannot create one"
-                ) from error
             if code != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise self._cannot_create(topic, partitions, kafka_error(error)) from error
         self._await_leaders(topic)
@@ -97,15 +91,28 @@ class Admin:
     def committed(self, topic: str, group: str) -> dict[int, int]:
         """The group's committed offset of each partition, -1 where it has none."""
         targets = [TopicPartition(topic, number) for number in range(self._existing(topic))]
-        request = ConsumerGroupTopicPartitions(group, targets)
-        deadline = self._deadline()
-        while True:
-            future = self._open().list_consumer_group_offsets([request])[group]
-            try:
-                found = self._wait(future).topic_partitions
-                return {tp.partition: max(-1, tp.offset) for tp in found}
-            except KafkaException as error:  # among others: the coordinator is just being loaded
-                self._check(kafka_error(error), deadline)
+        # Not AdminClient.list_consumer_group_offsets: while the coordinator is being loaded, librdkafka 2.16
+        # crashes in it (rd_kafka_cgrp_op without a group).
+        consumer = self._connect(Consumer, {"group.id": group})
+        try:
+            deadline = self._deadline()
+            while True:
+                try:
+                    found = consumer.committed(targets, _STEP_MS / 1000)
+                    if error := next((target.error for target in found if target.error is not None), None):
+                        raise KafkaException(error)
+                    return {target.partition: max(-1, target.offset) for target in found}
+                except KafkaException as error:
+                    self._check(kafka_error(error), deadline)
+        finally:
+            consumer.close()
+
+    def _connect(self, kind: type[_Client], fixed: dict[str, Any]) -> _Client:
+        config = client_config(self._settings, {}, {**fixed, "error_cb": self._on_error})
+        try:
+            return kind(config, logger=LOG)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise check_config(self._settings, error) from error
 
     def _existing(self, topic: str) -> int:
         count = self.partition_count(topic)
@@ -147,11 +154,9 @@ class Admin:
     def _check(self, error: KafkaError, deadline: int) -> None:
         """Return when it is worth trying again, else raise what is wrong."""
         seen = self._last or error
-        if seen.code() in _HOPELESS or "security.protocol" in seen.str():
-            raise explain(seen, "connecting", self._address)
-        reason = explain(error, "asking Kafka", self._address)
-        if isinstance(reason, ConfigError):
-            raise reason
+        for reason in (explain(seen, "connecting", self._address), explain(error, "asking", self._address)):
+            if isinstance(reason, ConfigError):
+                raise reason
         if self._clock.monotonic_ms() >= deadline:
             raise DependencyError(
                 f"Kafka at {self._address} does not answer ({seen.str()}): is it running, and is "
@@ -175,9 +180,10 @@ class Admin:
 
     def _on_error(self, error: KafkaError) -> None:
         """Called inside poll(): keeps what says most, never raises."""
-        if self._last is None or self._last.code() not in _HOPELESS:
-            keep = error.code() != KafkaError._ALL_BROKERS_DOWN or self._last is None
-            self._last = error if keep else self._last
+        if self._last is not None and error.code() == KafkaError._ALL_BROKERS_DOWN:
+            return
+        if self._last is None or not isinstance(explain(self._last, "", ""), ConfigError):
+            self._last = error
 
 
 def _all_led(partitions: Iterable[Any]) -> bool:
@@ -191,13 +197,13 @@ def _how_to_create(topic: str, partitions: int = 8) -> str:
     )
 
 
-def prepare_topics(settings: Settings, clock: Clock | None = None) -> int:
+def prepare_topics(settings: Settings, clock: Clock | None = None, timeout_ms: int = _TIMEOUT_MS) -> int:
     """See that both topics exist, creating them where allowed; the partitions of `kafka_topic`.
 
     A dead-letter topic is created with as many partitions as the events' topic has, so that a user's
     dead letters stay in order. Raises ConfigError or DependencyError with the remedy.
     """
-    with Admin(settings, clock) as admin:
+    with Admin(settings, clock, timeout_ms) as admin:
         count = _prepare(admin, settings, settings.kafka_topic, settings.topic_partitions)
         _prepare(admin, settings, settings.dlq_topic, count)
     return count

@@ -29,6 +29,7 @@ class _Quieten(logging.Filter):
         text = record.getMessage()
         if "property and will be ignored" in text:  # kafka_config is for all kinds of clients
             return False
+        text = text.partition(" (after ")[0]  # how long, and how often, differs each time
         if record.created - self._said.get(text, -_REPEAT_AFTER_S) < _REPEAT_AFTER_S:
             return False
         if len(self._said) >= _REMEMBERED:
@@ -84,6 +85,9 @@ _DENIED = {
 
 _MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
+#: librdkafka guesses so from what comes back; there is no code for it.
+_PROTOCOL_HINTS = ("security.protocol", "PLAINTEXT broker listener")
+
 _AWAY = {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TRANSPORT,
@@ -134,6 +138,6 @@ def explain(error: KafkaError, what: str, address: str) -> DependencyError | Con
         return ConfigError(f"{text} (Kafka at {address}): {remedy}")
     if error.code() in _MISSING:
         return ConfigError(f"{text} (Kafka at {address}): it does not exist")
-    if "security.protocol" in error.str():
+    if any(hint in error.str() for hint in _PROTOCOL_HINTS):
         return ConfigError(f"{text} (Kafka at {address}): check security.protocol in kafka_config")
     return Transient(f"{text} (Kafka at {address})")

@@ -19,7 +19,7 @@ from eventproc.broker.client import LOG, check_config, client_config, explain, i
 from eventproc.broker.end_query import EndQuery
 from eventproc.clock import Clock
 from eventproc.effects import Offsets
-from eventproc.errors import ConfigError, DependencyError
+from eventproc.errors import ConfigError, DependencyError, Transient
 from eventproc.settings import Settings
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ class PartitionConsumer:
             low, high = self._consumer.get_watermark_offsets(target, timeout_s, False)
             found = self._consumer.committed([target], timeout_s)[0]
         except KafkaException as error:
+            if self._is_known(timeout_s):  # librdkafka calls a partition unknown when its leader is away
+                text = f"reading the offsets of {self._name}: {kafka_error(error).str()}"
+                raise Transient(f"{text} (Kafka at {self._address})") from error
             raise self._explain(kafka_error(error), "reading the offsets of") from error
         if found.error is not None:
             raise self._explain(found.error, "reading the committed offset of")
@@ -203,6 +206,14 @@ class PartitionConsumer:
             self._consumer.close()
 
     # --- inside -------------------------------------------------------------------------------------
+
+    def _is_known(self, timeout_s: float) -> bool:
+        """Whether the broker knows the partition; Transient when it does not answer."""
+        try:
+            found = self._consumer.list_topics(self._topic, timeout_s).topics[self._topic]
+        except KafkaException as error:
+            raise self._explain(kafka_error(error), "looking for") from error
+        return found.error is None and self._partition in found.partitions
 
     def _assign(self, offset: int) -> None:
         try:

@@ -86,6 +86,7 @@ class DeadLetterProducer:
         self._topic = settings.dlq_topic
         self._producer: Producer | None = None
         self._done: list[tuple[Entry, Outcome]] = []
+        self._open = 0  # sent, fate not known yet
         self._broken = False
         fixed = {**_FIXED, "error_cb": self._on_error}
         self._config = client_config(settings, _DEAD_LETTER_DEFAULTS, fixed)
@@ -93,11 +94,12 @@ class DeadLetterProducer:
     @property
     def pending(self) -> int:
         """Letters whose fate `poll` has not told yet."""
-        return (len(self._producer) if self._producer is not None else 0) + len(self._done)
+        return self._open + len(self._done)
 
     def send(self, entry: Entry, origin: Origin) -> None:
         """Produce `entry`'s record; `origin` is its topic and partition. `poll` tells what came of it."""
         record = entry.record
+        self._open += 1
         headers = _headers(entry, origin, record.headers() or [])
         self._produce(entry, record.key(), record.value(), headers, partial(self._on_letter, entry, origin))
 
@@ -135,7 +137,7 @@ class DeadLetterProducer:
         try:
             self._producer.produce(self._topic, value=value, key=key, headers=list(headers), on_delivery=fate)
         except BufferError:
-            self._done.append((entry, Transient(f"the local queue for {self._topic} is full")))
+            self._finish(entry, Transient(f"the local queue for {self._topic} is full"))
         except KafkaException as error:
             fate(kafka_error(error), None)
 
@@ -168,19 +170,23 @@ class DeadLetterProducer:
             self.pointers += 1
         if error is not None and error.code() in _PERMANENT:
             self.last_error = error.str()
-            self._done.append((entry, "permanent"))
+            self._finish(entry, "permanent")
         else:
             self._settle(entry, error)
 
     def _settle(self, entry: Entry, error: KafkaError | None) -> None:
         if error is None:
             self.down = False
-            self._done.append((entry, None))
+            self._finish(entry, None)
             return
         self.last_error = error.str()
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._broken = True
-        self._done.append((entry, Transient(f"dead letter to {self._topic}: {error.str()}")))
+        self._finish(entry, Transient(f"dead letter to {self._topic}: {error.str()}"))
+
+    def _finish(self, entry: Entry, outcome: Outcome) -> None:
+        self._open -= 1
+        self._done.append((entry, outcome))
 
     def _on_error(self, error: KafkaError) -> None:
         """Called inside poll(): sets fields, never raises."""

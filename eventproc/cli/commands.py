@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from eventproc import __version__
-from eventproc.cli import dlq, offsets, produce, verify
+from eventproc.cli import demo, dlq, offsets, produce, verify
 from eventproc.cli.options import make_app
 from eventproc.settings_load import settings_markdown, settings_table
 
 app = make_app("Produce events, look at what became of them, and prove it right.")
-for part in (produce, verify):
+for part in (demo, produce, verify):
     app.add_typer(part.app)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(offsets.app, name="offsets")

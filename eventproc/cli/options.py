@@ -14,6 +14,8 @@ from eventproc.settings_load import default_text, flag_name, is_secret, load_set
 
 #: What tells where the Kafka topic is and who reads it; the rest comes from file and environment.
 KAFKA = ("kafka_bootstrap_servers", "kafka_topic", "kafka_dlq_topic", "kafka_group_id")
+#: Where the keys of a deployment are in Redis (redis_url is a secret: file or environment).
+STORE = ("kafka_topic", "key_prefix", "redis_password_file", "redis_timeout_ms")
 #: What names a supervisor on this host.
 DEPLOYMENT = ("kafka_bootstrap_servers", "kafka_topic", "kafka_group_id", "key_prefix", "runtime_dir")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ def run(module: str, interrupted: int = 130) -> NoReturn:
     `interrupted` is the exit code of an INT that the command does not handle itself; it is in force
     before the imports, so that Ctrl-C never shows a traceback.
     """
+    # librdkafka's complaints: what matters of them is in the error that is raised
+    logging.getLogger("eventproc").addHandler(logging.NullHandler())
     signal.signal(signal.SIGINT, lambda _sig, _frame: os._exit(interrupted))
     try:
         import_module(module).app()

@@ -9,11 +9,10 @@ from random import Random
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from eventproc import logs
 from eventproc.cli.options import DEPLOYMENT, make_app, with_settings
+from eventproc.cli.output import print_table
 from eventproc.errors import EventprocError
 from eventproc.settings import Settings
 from eventproc.supervisor.control import ControlClient
@@ -90,33 +89,33 @@ def _connect(settings: Settings) -> ControlClient:
 
 
 def _print_table(found: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
     own = found["supervisor"]
     monitor = own["monitor"] or {}
-    console.print(
+    print(
         f"supervisor {own['state']}, pid {own['pid']}, up {_duration(own['uptime_s'])},"
         f" version {own['version']}{', embedded' if own['embedded'] else ''}"
     )
-    console.print(f"topic {own['topic']}, group {own['group']}, monitor {monitor.get('url') or 'not up'}")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for worker in found["workers"]:
-        table.add_row(
-            str(worker["partition"]),
-            str(worker["pid"] or "-"),
-            worker["state"],
-            _duration(worker["uptime_s"]),
-            str(worker["restarts"]),
-            f"{worker['events_per_s']:.0f}",
-            str(worker["lag"]),
-            str(worker["parked"]),
-            f"{worker['oldest_gap_s']:.1f}",
-        )
-    console.print(table)
+    print(f"topic {own['topic']}, group {own['group']}, monitor {monitor.get('url') or 'not up'}")
+    print_table(
+        _COLUMNS,
+        [
+            (
+                worker["partition"],
+                worker["pid"] or "-",
+                worker["state"],
+                _duration(worker["uptime_s"]),
+                worker["restarts"],
+                f"{worker['events_per_s']:.0f}",
+                worker["lag"],
+                worker["parked"],
+                f"{worker['oldest_gap_s']:.1f}",
+            )
+            for worker in found["workers"]
+        ],
+    )
     for worker in found["workers"]:
         if worker["last_error"]:
-            console.print(f"partition {worker['partition']}: {worker['last_error']}")
+            print(f"partition {worker['partition']}: {worker['last_error']}")
 
 
 def _duration(seconds: float) -> str:

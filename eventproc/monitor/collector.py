@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -14,7 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from eventproc import metrics
+from eventproc import __version__, metrics
 from eventproc.clock import Clock
 from eventproc.metrics import METRICS, STATES, Board, Page
 
@@ -36,7 +35,7 @@ class BoardCollector(Collector):
                 yield _FAMILY[metric.kind](metric, self._pages)
         yield self._heartbeats()
         yield self._states()
-        yield InfoMetricFamily("eventproc_build", "what is running", {"version": _version()})
+        yield InfoMetricFamily("eventproc_build", "what is running", {"version": __version__})
 
     def _heartbeats(self) -> Metric:
         family = GaugeMetricFamily(
@@ -61,13 +60,6 @@ class BoardCollector(Collector):
             for state in STATES:
                 family.add_metric([partition, state], float(state == current))
         return family
-
-
-def _version() -> str:
-    try:
-        return version("eventproc")
-    except PackageNotFoundError:
-        return "unknown"  # run from a checkout that is not installed
 
 
 _Pages = list[tuple[str, Page]]

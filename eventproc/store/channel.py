@@ -33,8 +33,10 @@ from eventproc.store.scripts import ScriptSet, decode, script_error
 #: Error replies that tell of the server's state, not of the call. Redis before 7 wraps a script's errors.
 _TROUBLE = re.compile(
     r"(?:^|[-: ])(OOM|READONLY|NOREPLICAS|BUSY|MISCONF|LOADING|MASTERDOWN|NOAUTH|NOPERM|WRONGPASS"
-    r"|CLUSTERDOWN|TRYAGAIN)\b"
+    r"|CLUSTERDOWN|TRYAGAIN)\b|(The user executing the script can't)"
 )
+#: Error replies that the scripts make themselves; key names in them may look like anything.
+_OF_SCRIPTS = ("FOREIGN ", "SCHEMA ")
 #: After these the next attempt is made on a new connection: another server or other rights may answer.
 _RECONNECT = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "NOPERM", "WRONGPASS", "CLUSTERDOWN"})
 
@@ -364,9 +366,9 @@ class Channel:
 
     def _error(self, message: str, item: _Pending | None) -> None:
         """An error reply to `item` (always the first pending one), or to a SCRIPT LOAD."""
-        trouble = _TROUBLE.search(message)
+        trouble = None if message.startswith(_OF_SCRIPTS) else _TROUBLE.search(message)
         if trouble or item is None:
-            code = trouble[1] if trouble else ""
+            code = trouble[1] or "NOPERM" if trouble else ""
             self._went_down(
                 f"Redis at {self._where}: {message}", reconnect=item is None or code in _RECONNECT
             )

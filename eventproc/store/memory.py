@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from eventproc.errors import ConfigError, Transient
+from eventproc.errors import Transient
 from eventproc.settings import Settings
+from eventproc.store.address import connection_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +26,18 @@ class MemoryProbe:
     """One connection, made on first use and again after a failure; nothing is retried."""
 
     def __init__(self, settings: Settings) -> None:
-        options: dict[str, Any] = {"password": _password(settings)} if settings.redis_password_file else {}
-        try:
-            self._client = redis.asyncio.Redis.from_url(
-                settings.redis_url.get_secret_value(),
-                socket_timeout=settings.redis_timeout_ms / 1000,
-                socket_connect_timeout=settings.redis_timeout_ms / 1000,
-                retry=Retry(NoBackoff(), 0),
-                max_connections=1,
-                **options,
+        """Raises ConfigError for a URL or password file that cannot be used."""
+        options = connection_options(settings)
+        timeouts = dict.fromkeys(
+            ("socket_timeout", "socket_connect_timeout"), settings.redis_timeout_ms / 1000
+        )
+        sync = options.pop("connection_class", None)  # of a Unix socket or TLS; its asyncio twin is wanted
+        twin = getattr(redis.asyncio.connection, sync.__name__ if sync else "Connection")
+        self._client = redis.asyncio.Redis(
+            connection_pool=redis.asyncio.ConnectionPool(
+                twin, max_connections=1, retry=Retry(NoBackoff(), 0), **(timeouts | options)
             )
-        except ValueError as error:
-            raise ConfigError(f"redis_url: {error}") from None
+        )
 
     async def read(self) -> Memory:
         """Read both numbers; Transient when Redis does not answer."""
@@ -51,11 +50,3 @@ class MemoryProbe:
     async def close(self) -> None:
         """Close the connection."""
         await self._client.aclose()
-
-
-def _password(settings: Settings) -> str:
-    path = Path(settings.redis_password_file)
-    try:
-        return path.read_text(encoding="utf-8").split("\n", 1)[0]
-    except OSError as error:
-        raise ConfigError(f"redis_password_file={path}: {error.strerror}") from None

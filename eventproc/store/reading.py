@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -13,8 +12,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from eventproc.errors import ConfigError, DependencyError
+from eventproc.errors import DependencyError
 from eventproc.settings import Settings
+from eventproc.store.address import connection_options, describe
 
 _CHUNK = 5000  # elements of a list read at once
 _FIRST_CHUNK = 500  # of each list when many are read together
@@ -33,18 +33,12 @@ class RedisReader:
     """One connection. Keys of a wrong type read as missing and are collected in `foreign`."""
 
     def __init__(self, settings: Settings) -> None:
-        options: dict[str, Any] = {}
-        if settings.redis_password_file:
-            options["password"] = _password(Path(settings.redis_password_file))
-        try:
-            self._client = redis.Redis.from_url(
-                settings.redis_url.get_secret_value(),
-                socket_timeout=settings.redis_timeout_ms / 1000,
-                retry=Retry(NoBackoff(), 1),
-                **options,
-            )
-        except ValueError as error:
-            raise ConfigError(f"redis_url: {error}") from None
+        options = connection_options(settings)
+        options.setdefault("socket_timeout", settings.redis_timeout_ms / 1000)
+        kind = options.pop("connection_class", redis.Connection)
+        self._address = describe(settings)
+        self._pool = redis.ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 1), **options)
+        self._client = redis.Redis(connection_pool=self._pool)
         self.foreign: list[str] = []
 
     def hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
@@ -70,7 +64,7 @@ class RedisReader:
         return found
 
     def users(self, keys: Sequence[tuple[str, str, str]]) -> list[UserKeys]:
-        """For each (order, next, gaps) key of a user, what they hold; an order element that is no int is -1."""
+        """What each user's (order, next, gaps) keys hold; an order element that is no int is -1."""
         commands: list[tuple[str | int, ...]] = []
         for order_key, next_key, gaps_key in keys:
             commands.append(("LRANGE", order_key, 0, _FIRST_CHUNK - 1))
@@ -108,6 +102,7 @@ class RedisReader:
 
     def close(self) -> None:
         self._client.close()
+        self._pool.disconnect()
 
     def _read_on(self, key: str, order: array[int]) -> None:
         while True:
@@ -122,18 +117,18 @@ class RedisReader:
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 for command in commands:
-                    pipeline.execute_command(*command)
+                    pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
                 replies = pipeline.execute(raise_on_error=False)
         except (RedisError, OSError) as error:
             raise DependencyError(
-                f"Redis does not answer: {type(error).__name__}: {error}: check redis_url"
+                f"Redis at {self._address} does not answer ({error}): is it running, and is redis_url right?"
             ) from None
         for index, reply in enumerate(replies):
             if isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply):
                 self.foreign.append(str(commands[index][1]))
                 replies[index] = None
             elif isinstance(reply, Exception):
-                raise DependencyError(f"Redis refuses {commands[index][0]}: {reply}")
+                raise DependencyError(f"Redis at {self._address} refuses {commands[index][0]}: {reply}")
         return replies
 
     def __enter__(self) -> Self:
@@ -150,10 +145,3 @@ def _int(text: bytes) -> int:
         return int(text)
     except ValueError:
         return -1
-
-
-def _password(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").split("\n", 1)[0]
-    except OSError as error:
-        raise ConfigError(f"redis_password_file={path}: {error.strerror}") from None

@@ -183,7 +183,7 @@ class ScriptSet:
         writable = grouped + loose
         entries = writable + letters if letters else writable
         ids = [entry.id for entry in writable]
-        locks = [inflight + entry.id for entry in writable if entry.granted_ms]
+        locks = [inflight + entry.id for entry in writable if entry.granted_ms or entry.look]
 
         keys = [keyspace.partition, keyspace.dlq_list]
         keys += [event + i for i in ids]
@@ -222,13 +222,16 @@ class ScriptSet:
         count = 0
         first_letter = len(writable)
         for index, entry in enumerate(entries):
-            if entry.attempts != 1 or entry.status != "processed" or index >= first_letter:
+            if entry.attempts != 1 or entry.status != "processed" or entry.passed or index >= first_letter:
                 count += 1
                 self._detail(index, entry, keys, args)
         args[details_at] = count
         return Call("finalize_events", keys, args)
 
     def _detail(self, index: int, entry: Entry, keys: list[str], args: list[Argument]) -> None:
+        if entry.passed:
+            args += (index + 1, "", 0, "", entry.offset, "", entry.id, b"")
+            return
         raw: bytes = b""
         if entry.reason:
             keys.append(self.keyspace.dlq + entry.id)
@@ -296,17 +299,35 @@ def _acquired(request: Acquire, reply: Any) -> Acquired:
     rest = 2
     for index, verdict in enumerate(acquired.verdicts):
         if verdict == Verdict.FINAL:
-            acquired.finals[index] = _final(*reply[rest : rest + 5])
-            rest += 5
+            acquired.finals[index] = _final(*reply[rest : rest + 8])
+            rest += 8
         elif verdict == Verdict.FOREIGN:
             acquired.foreign[index] = reply[rest].decode(errors="replace")
             rest += 1
     return acquired
 
 
-def _final(status: bytes, user: bytes, seq: bytes, partition: bytes, offset: bytes) -> Final:
+def _final(
+    status: bytes,
+    user: bytes,
+    seq: bytes,
+    partition: bytes,
+    offset: bytes,
+    attempts: bytes,
+    error: bytes,
+    reason: bytes,
+) -> Final:
     known: Status = status.decode()  # type: ignore[assignment]
-    return Final(known, user.decode(errors="replace"), int(seq or 0), int(partition or -1), int(offset or -1))
+    return Final(
+        known,
+        user.decode(errors="replace"),
+        int(seq or 0),
+        int(partition or -1),
+        int(offset or -1),
+        int(attempts or 0),
+        error.decode(errors="replace"),
+        reason.decode(errors="replace"),
+    )
 
 
 def _finalized(request: Finalize, reply: Any) -> Finalized:

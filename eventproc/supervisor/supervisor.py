@@ -276,6 +276,8 @@ class Supervisor:
                 "group": settings.kafka_group_id,
                 "kafka_bootstrap_servers": settings.kafka_bootstrap_servers,
                 "embedded": self._embedded,
+                # of one's own server only: the address of another may hold a password
+                "redis_url": settings.redis_url.get_secret_value() if self._embedded else None,
                 "monitor": self._monitor.status() if self._monitor else None,
             },
             "workers": [slot.status() for slot in self._slots],

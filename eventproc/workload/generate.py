@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import orjson
 
+from eventproc.effects import Headers
 from eventproc.errors import UsageError
 from eventproc.workload.invalid import INVALID_KINDS, invalid_value
 
@@ -27,9 +28,10 @@ _PAD_BYTES = 65_536
 
 @dataclass(slots=True)
 class Record:
-    """One Kafka record, and what is known about it. `seq` is 0 where there is none, `value` None in a tombstone.
+    """One Kafka record, and what is known about it.
 
-    `id` is empty where the record holds none that could become an event's (invalid, tombstone).
+    `seq` is 0 where there is none, `value` is None in a tombstone. `id` is empty where the record holds none
+    that could become an event's (invalid, tombstone).
     """
 
     kind: Kind
@@ -40,7 +42,7 @@ class Record:
     fail: bool
     key: bytes
     value: bytes | None
-    headers: list[tuple[str, str | bytes | None]]
+    headers: Headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,9 @@ class Workload:
                 f"{self.events_per_user} events: at most half of those that have a successor"
             )
         if self.conflicts * 4 > self.users * (self.events_per_user - 1):
-            raise UsageError(f"conflicts is {self.conflicts}: at most a quarter of the events with a predecessor")
+            raise UsageError(
+                f"conflicts is {self.conflicts}: at most a quarter of the events with a predecessor"
+            )
         if self.stale * 2 > self.users * self.events_per_user:
             raise UsageError(f"stale is {self.stale}: at most half of the events")
 
@@ -229,7 +233,7 @@ class _Maker:
         value = orjson.dumps(
             {"id": id, "userId": name, "type": type, "payload": payload, "timestamp": self.timestamp_ms}
         )
-        headers: list[tuple[str, str | bytes | None]] = [("event-id", id), ("event-type", type)]
+        headers: Headers = [("event-id", id.encode()), ("event-type", type.encode())]
         return Record(kind, id, name, seq, type, fail, name.encode(), value, headers)
 
     def copy(self, record: Record) -> Record:
@@ -254,7 +258,7 @@ class _Maker:
             return Record("tombstone", "", name, 0, "", False, name.encode(), None, [])
         id = f"{self._run}-bad{self._extras}"
         value, shows_id = invalid_value(what, id, name, self._topic, self.timestamp_ms)
-        headers: list[tuple[str, str | bytes | None]] = [("event-id", id), ("event-type", what)]
+        headers: Headers = [("event-id", id.encode()), ("event-type", what.encode())]
         return Record("invalid", id if shows_id else "", name, 0, what, False, name.encode(), value, headers)
 
 

@@ -1,7 +1,8 @@
 """The ledger: JSON lines that tell what was produced, where Kafka put it, and what is expected of it.
 
     first line     {"ledger": 1, "topic", "partitions", "start": {partition: offset}, "workload": {...}, ...}
-    per record     {"kind", "id", "user", "seq", "type", "fail", "partition", "offset", "sent_ms", "acked_ms", "crc"}
+    per record     {"kind", "id", "user", "seq", "type", "fail", "partition", "offset", "sent_ms",
+                    "acked_ms", "crc"}
     last line      {"closing": true, "records", "acknowledged", "unacknowledged", "end": {partition: offset}}
 
 Lines come in the order of the acknowledgements. A record that was not acknowledged has offset -1 (it may
@@ -90,7 +91,9 @@ class Ledger:
                 except (ValueError, KeyError, TypeError) as error:
                     if not text.endswith(b"\n"):
                         return
-                    raise UsageError(f"ledger {self.path}, line {number}: not a ledger line ({error})") from None
+                    raise UsageError(
+                        f"ledger {self.path}, line {number}: not a ledger line ({error})"
+                    ) from None
                 yield line
 
 
@@ -104,7 +107,9 @@ def read_ledger(path: Path) -> Ledger:
     except ValueError:
         header = None
     if type(header) is not dict or header.get("ledger") != VERSION:
-        raise UsageError(f"ledger {path}: not a ledger of version {VERSION}; `eventproc produce --ledger` writes one")
+        raise UsageError(
+            f"ledger {path}: not a ledger of version {VERSION}; `eventproc produce --ledger` writes one"
+        )
     return Ledger(path, header)
 
 

@@ -13,11 +13,19 @@ import pytest
 
 from eventproc.broker.admin import Admin
 from eventproc.broker.embedded import EmbeddedBroker
+from eventproc.clock import SystemClock
+from eventproc.errors import ConfigError
 from eventproc.settings import Settings
 from tests.kafka_server import KafkaServer, KafkaUnavailable, why_not
 
+_CREATE_TIMEOUT_MS = 30_000
 _missing_kafka: list[str] = []
 _numbers = itertools.count(1)
+
+
+def make_settings(**values: Any) -> Settings:
+    """Settings from these values and the defaults."""
+    return Settings(**values)
 
 
 @dataclass
@@ -41,7 +49,7 @@ class BrokerUnderTest:
         """Settings for this broker; a fresh topic of one partition unless `kafka_topic` is given."""
         values.setdefault("kafka_topic", values.get("kafka_topic") or self.topics())
         values["kafka_config"] = {**self.kafka_config, **values.get("kafka_config", {})}
-        return Settings(kafka_bootstrap_servers=self.bootstrap, **values)
+        return make_settings(kafka_bootstrap_servers=self.bootstrap, **values)
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +86,16 @@ def kafka_broker(kafka_server: KafkaServer) -> BrokerUnderTest:
     kafka_server.start()
 
     def create(name: str, partitions: int) -> None:
-        with Admin(Settings(kafka_bootstrap_servers=kafka_server.bootstrap)) as admin:
-            admin.create_topic(name, partitions)
+        clock = SystemClock()
+        deadline = clock.monotonic_ms() + _CREATE_TIMEOUT_MS
+        with Admin(make_settings(kafka_bootstrap_servers=kafka_server.bootstrap)) as admin:
+            while True:
+                try:
+                    return admin.create_topic(name, partitions)
+                except ConfigError as error:  # a broker that has just come up is fenced for a while
+                    if "fenced" not in str(error) or clock.monotonic_ms() > deadline:
+                        raise
+                    clock.sleep_ms(50)
 
     return BrokerUnderTest("kafka", kafka_server.bootstrap, create, kafka_server)
 

@@ -15,7 +15,7 @@ from eventproc.clock import SystemClock
 from eventproc.effects import Offsets
 from eventproc.errors import ConfigError, DependencyError, Transient
 from eventproc.settings import Settings
-from tests.integration.conftest import BrokerUnderTest
+from tests.integration.conftest import BrokerUnderTest, make_settings
 
 CLOCK = SystemClock()
 Open = Callable[..., PartitionConsumer]
@@ -303,7 +303,7 @@ class TestErrors:
             PartitionConsumer(settings, 0, CLOCK)
 
     def test_nobody_there_is_transient(self, consumer_of: Open, unused_port: int) -> None:
-        consumer = consumer_of(Settings(kafka_bootstrap_servers=f"127.0.0.1:{unused_port}"))
+        consumer = consumer_of(make_settings(kafka_bootstrap_servers=f"127.0.0.1:{unused_port}"))
         with pytest.raises(Transient, match=f"127.0.0.1:{unused_port}"):
             consumer.offsets(1)
         consumer.seek(0)
@@ -375,7 +375,7 @@ class TestOutage:
         from eventproc.broker.embedded import EmbeddedBroker
 
         with EmbeddedBroker({"events": 1}) as gone:
-            settings = Settings(kafka_bootstrap_servers=gone.bootstrap_servers)
+            settings = make_settings(kafka_bootstrap_servers=gone.bootstrap_servers)
             produce(settings, 3)
             consumer = consumer_of(settings)
             consumer.seek(0)

@@ -7,29 +7,30 @@ import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from eventproc.broker.embedded import EmbeddedBroker, check_not_dropped
 from eventproc.clock import SystemClock
 from eventproc.errors import ConfigError, DependencyError
+from eventproc.spawn import ProcessIdentity, is_gone
 
 CLOCK = SystemClock()
 
 
-def wait_until_gone(pid: int) -> None:
+def wait_until_gone(process: ProcessIdentity) -> None:
     deadline = CLOCK.monotonic_ms() + 10_000
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert CLOCK.monotonic_ms() < deadline, f"process {pid} lives on"
+    while not is_gone(str(process)):
+        assert CLOCK.monotonic_ms() < deadline, f"process {process} lives on"
         CLOCK.sleep_ms(10)
 
 
 def test_stop_ends_the_process() -> None:
     broker = EmbeddedBroker({"events": 2}).start()
-    pid = broker.pid
+    process = ProcessIdentity.of(broker.pid)
+    assert not is_gone(str(process))
     assert broker.poll() is None
     broker.stop()
-    assert not psutil.pid_exists(pid)
+    assert is_gone(str(process))
     broker.stop()  # once more does no harm
 
 
@@ -61,9 +62,9 @@ def test_dies_with_its_parent(sig: signal.Signals) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        process = ProcessIdentity.of(int(parent.stdout.readline()))
         parent.send_signal(sig)
-    wait_until_gone(pid)
+    wait_until_gone(process)
 
 
 def test_ends_with_its_standard_input() -> None:
@@ -82,7 +83,7 @@ def test_bad_topic_name_is_named(name: str) -> None:
 def test_topic_twice_is_refused() -> None:
     with (
         EmbeddedBroker({"events": 1}) as broker,
-        pytest.raises(ConfigError, match="cannot create topic events.*exists"),
+        pytest.raises(ConfigError, match=r"cannot create topic events.*exists"),
     ):
         broker.create_topic("events", 1)
 

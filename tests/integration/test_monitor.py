@@ -254,8 +254,8 @@ def test_port_taken(board: Board) -> None:
     ("values", "message"),
     [
         ({"monitor_host": "192.0.2.1"}, "monitor_host=192.0.2.1, monitor_port=0: cannot listen there: "),
-        ({"redis_password_file": "/nowhere"}, "redis_password_file=/nowhere: No such file or directory"),
-        ({"redis_url": "redis://:secret@x:nan/0"}, "redis_url: "),
+        ({"redis_password_file": "/nowhere"}, "redis_password_file '/nowhere': "),
+        ({"redis_url": "redis://:secret@x:nan/0"}, "redis_url 'redis://x:nan/0': "),
     ],
 )
 def test_wrong_setting_is_one_line(board: Board, values: dict[str, Any], message: str) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILT = (".*", "*.egg-info", "__pycache__", "build", "dist", "*.so", "*.c", "*.html")
-TIMEOUT_S = 240
+TIMEOUT_S = 600
+
+pytestmark = pytest.mark.timeout(1200)  # two environments are made and packages fetched
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -114,3 +121,100 @@ def test_without_the_extension_it_says_so(installed: Path, tmp_path: Path) -> No
     )
     assert done.returncode != 0
     assert "ImportError: eventproc._reorder is not built" in done.stderr
+
+
+class Deployment:
+    """The installed `eventproc-supervisor start --embedded`, and the installed commands pointed at it."""
+
+    def __init__(self, bin: Path, folder: Path) -> None:
+        self.bin = bin
+        self.folder = folder
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("EVENTPROC_")}
+        clean.pop("PYTHONPATH", None)
+        self.env = clean | {
+            "PATH": f"{bin}:{os.environ['PATH']}",
+            "EVENTPROC_RUNTIME_DIR": str(folder),
+            "EVENTPROC_MONITOR_PORT": "0",
+            "EVENTPROC_GAP_TIMEOUT_MS": "500",
+            "EVENTPROC_LOG_FORMAT": "json",
+        }
+        self.log = folder / "supervisor.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [bin / "eventproc-supervisor", "start", "--embedded"],
+                cwd=folder,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def logged(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def status(self) -> dict[str, Any]:
+        """Its status; empty as long as there is no answer."""
+        done = subprocess.run(
+            [self.bin / "eventproc-supervisor", "status", "--json"],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+
+    def addresses(self) -> dict[str, str]:
+        """Environment that leads the other commands to the embedded servers."""
+        (line,) = [line for line in self.logged() if "redis_url" in line]
+        return {
+            "EVENTPROC_KAFKA_BOOTSTRAP_SERVERS": line["kafka_bootstrap_servers"],
+            "EVENTPROC_REDIS_URL": line["redis_url"],
+        }
+
+    def eventproc(self, *words: str) -> str:
+        return run(self.bin / "eventproc", *words, cwd=self.folder, env=self.env | self.addresses())
+
+    def await_status(self, what: str, seconds: float = 60) -> None:
+        """Poll until the supervisor runs and, if `what` is "idle", until nothing is left to do."""
+        deadline = time.monotonic() + seconds
+        status: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
+            status = self.status()
+            if status and status["supervisor"]["state"] == "running":
+                left = [worker["lag"] + worker["parked"] for worker in status["workers"]]
+                if what == "running" or not any(left):
+                    return
+        pytest.fail(f"not {what} within {seconds} s: {status}\n{self.log.read_text(encoding='utf-8')}")
+
+
+@pytest.fixture
+def deployment(installed: Path, tmp_path: Path) -> Iterator[Deployment]:
+    started = Deployment(installed, tmp_path)
+    yield started
+    started.close()
+
+
+def test_the_installed_one_processes_events(deployment: Deployment) -> None:
+    deployment.await_status("running")
+    deployment.eventproc(
+        "produce",
+        *("--users", "60", "--events-per-user", "10", "--shuffle-window", "50"),
+        *("--duplicate-ratio", "0.02", "--failing-ratio", "0.02", "--missing-seqs", "3"),
+        *("--invalid-records", "3", "--ledger", "ledger.jsonl"),
+    )
+    deployment.await_status("idle")
+    deployment.eventproc("verify", "--ledger", "ledger.jsonl", "--wait-s", "30")
+    run(deployment.bin / "eventproc-supervisor", "stop", cwd=deployment.folder, env=deployment.env)
+    assert deployment.process.wait(timeout=60) == 0

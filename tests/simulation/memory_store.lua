@@ -178,6 +178,22 @@ function commands.RPUSH(key, ...)
   return list.last - list.first + 1
 end
 
+function commands.LPOS(key, element, _, rank, _, most)
+  local entry = look_for('list', key)
+  if rank ~= '-1' then
+    error({err = 'ERR only the tail can be searched here'})
+  end
+  if entry then
+    local list = entry.value
+    for i = list.last, math.max(list.first, list.last - integer(most) + 1), -1 do
+      if list[i] == element then
+        return i - list.first
+      end
+    end
+  end
+  return false
+end
+
 function commands.LTRIM(key, from, to)
   local entry = look_for('list', key)
   if not entry then

@@ -27,7 +27,17 @@ LAYERS = {
     "machine": {"pipeline", "handlers", "intake", "lanes", "ownership"},
     "broker": {"broker"},
     "store": {"store"},
-    "programs": {"cli", "supervisor", "worker", "preflight", "monitor", "audit", "workload"},
+    "programs": {
+        "cli",
+        "supervisor",
+        "worker",
+        "preflight",
+        "monitor",
+        "audit",
+        "workload",
+        "keeper",
+        "crashpoints",
+    },
     "front": {"__init__", "__main__"},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,12 @@ def board() -> Iterator[Board]:
     board.close()
 
 
+def make_settings(**values: Any) -> Settings:
+    return Settings(**values)
+
+
 def look(board: Board, redis_error: str = "", settings: Settings | None = None) -> Readiness:
-    return judge(board, PARTITIONS, settings or Settings(), NOW_MS, redis_error)
+    return judge(board, PARTITIONS, settings or make_settings(), NOW_MS, redis_error)
 
 
 def _standby(board: Board) -> None:
@@ -121,7 +126,7 @@ def test_a_handler_without_a_timeout_may_run_for_ever(board: Board) -> None:
     board.page(1).beat(1)
     board.page(1).running(1, 17)
     assert not look(board).ready
-    assert look(board, settings=Settings(handler_timeout_ms=0)).ready
+    assert look(board, settings=make_settings(handler_timeout_ms=0)).ready
 
 
 def test_a_gap_within_its_timeout_is_no_reason(board: Board) -> None:

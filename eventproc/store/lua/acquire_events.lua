@@ -17,8 +17,9 @@
 -- Returns
 --   {'ok'}       every entry is granted
 --   {'ok', verdicts, ...}  one digit per entry: 0 granted, 1 final, 2 locked, 3 late, 4 stale, 5 foreign;
---                then for each entry that is final, in order: status, userId, seq, partition, offset as
---                event:<id> has them ('' each where it does not, or when only dedup:<id> is left);
+--                then for each entry that is final, in order: status, userId, seq, partition, offset,
+--                attempts, error, reason as event:<id> has them ('' each where it does not, or when only
+--                dedup:<id> is left);
 --                and for each that is foreign, in its place in that order: the key that is in the way
 --   {'fenced'}   another owner has the partition; nothing was locked
 --   {'rewound'}  Redis has lost our claim; nothing was locked
@@ -55,7 +56,8 @@ local reply, verdicts = {'ok', ''}, {}
 
 -- Answers the verdict for an entry of which a key exists, and appends its particulars to the reply.
 local function found(event_key, dedup_key)
-  local fields = try('HMGET', event_key, 'status', 'userId', 'seq', 'partition', 'offset')
+  local fields = try('HMGET', event_key, 'status', 'userId', 'seq', 'partition', 'offset', 'attempts', 'error',
+    'reason')
   local foreign
   if fields.err then
     if not string.find(fields.err, 'WRONGTYPE', 1, true) then
@@ -74,7 +76,7 @@ local function found(event_key, dedup_key)
     reply[#reply + 1] = foreign
     return '5'
   end
-  for f = 1, 5 do
+  for f = 1, 8 do
     reply[#reply + 1] = fields[1] and fields[f] or ''
   end
   return '1'

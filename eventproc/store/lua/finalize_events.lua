@@ -1,9 +1,9 @@
 -- Write the effects of a batch and the floor they allow, once: fenced, and guarded by the revision.
 --
 -- Per user (a group), atomically and in this order: gaps, then entries by seq. An id that is not final gets
--- its hash and marker; a processed seq beyond the list's last is appended to it; a failed one, or one whose
--- id turns out to be final without a place in the list, moves the user on by the next key. A dead letter is
--- written once per record, known by its partition and offset.
+-- its hash and marker; a seq beyond the list's last is appended to it if its id is (or was already) processed
+-- under it; any other seq, failed or final in another way, moves the user on by the next key. A dead letter
+-- is written once per record, known by its partition and offset.
 --
 -- The next key only ever grows, and goes once the list tells as much.
 --
@@ -11,10 +11,12 @@
 -- CONFLICT (2), it is final under another user or seq; FOREIGN (3), a key of the wrong type is in the way.
 -- After 1 and 2 the user moves on past that seq. After 3 the group stops: what follows in it is refused
 -- as FOREIGN too. A group whose order, next or gaps key is foreign is refused as a whole, unwritten.
--- The offsets of 2 and 3 hold the floor. The lock of every entry in the call is dropped if it is ours.
+-- The offsets of 2 and 3 hold the floor. The lock of every entry in the call is dropped if it is ours, or
+-- an earlier owner's of this partition.
 --
 -- An error in mid-script keeps what was written, so the same call may come again: `started` tells that
--- this revision was begun before, and what is found final under the same user and seq is then its own work.
+-- this revision was begun before. What is found final under the same user and seq is then its own work, and
+-- so is a marker without hash.
 -- The first write can be refused for lack of memory, so a call that is refused for that has written nothing.
 --
 -- KEYS
@@ -50,7 +52,8 @@
 --   then per group: user, number of its entries, '1' if next:<user> may exist, number of its gaps, and per
 --        gap first, last and reason
 --   then per detail, for every entry that is not simply processed at the first attempt: its index (from 1),
---        status, attempts, error, offset, reason ('' = no dead letter), id, raw bytes of the record
+--        status ('' = final already, it only moves its user on), attempts, error, offset, reason
+--        ('' = no dead letter), id, raw bytes of the record
 -- Returns
 --   {'ok', floor}           everything is applied; this floor is stored (-1 = none)
 --   {'ok', floor, refused}  the rest is; refused is a text of `<entry>:<code>,` for each refused entry and
@@ -187,7 +190,17 @@ end
 local function write_letter(i, user, found)
   local at, key = detail[i], letter_key[i]
   if found[1] == partition and found[2] == ARGV[at + 4] and found[3] == topic then
+    if again then
+      call('PEXPIREAT', key, dlq_expiry)
+    end
     return
+  end
+  local length = 0
+  if not (again and call('LPOS', KEYS[2], ARGV[at + 6], 'RANK', '-1', 'MAXLEN', entries)) then
+    length = call('RPUSH', KEYS[2], ARGV[at + 6])
+  end
+  if again or length > dlq_max_len then
+    call('LTRIM', KEYS[2], -dlq_max_len, -1)
   end
   if found[1] then
     call('DEL', key)
@@ -196,15 +209,40 @@ local function write_letter(i, user, found)
     'reason', ARGV[at + 5], 'userId', user, 'seq', ARGV[seqs + i], 'topic', topic, 'partition', partition,
     'offset', ARGV[at + 4], 'raw', ARGV[at + 7])
   call('PEXPIREAT', key, dlq_expiry)
-  if call('RPUSH', KEYS[2], ARGV[at + 6]) > dlq_max_len then
-    call('LTRIM', KEYS[2], -dlq_max_len, -1)
+end
+
+-- Writes marker and hash of an entry, and its dead letter if it has one. The marker comes first: an id of
+-- which only that was written is written again by the same call.
+local function write_event(i, user, letter)
+  local at, seq = detail[i], ARGV[seqs + i]
+  local status = at and ARGV[at + 1] or 'processed'
+  local fields = {'status', status, 'processedAt', now, 'attempts', at and ARGV[at + 2] or '1', 'userId', user,
+    'type', ARGV[types + i]}
+  local n = #fields
+  if seq ~= '' then
+    fields[n + 1], fields[n + 2] = 'seq', seq
+    n = n + 2
   end
+  if status ~= 'processed' then
+    fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'error', ARGV[at + 3], 'partition', partition
+    fields[n + 5], fields[n + 6] = 'offset', ARGV[at + 4]
+    if ARGV[at + 5] ~= '' then
+      fields[n + 7], fields[n + 8] = 'reason', ARGV[at + 5]
+    end
+  end
+  call('SET', KEYS[dedup_keys + i], '1', 'PXAT', dedup_expiry)
+  call('HSET', KEYS[event_keys + i], unpack(fields))
+  call('PEXPIREAT', KEYS[event_keys + i], event_expiry)
+  if letter then
+    write_letter(i, user, letter)
+  end
+  return nil, status
 end
 
 -- Applies writable entry i with every check. Answers nil or the code it is refused with; then the status
 -- the id is final with ('' = only its marker tells), or the foreign key.
 local function apply(i, user)
-  local event_key, dedup_key, at, seq = KEYS[event_keys + i], KEYS[dedup_keys + i], detail[i], ARGV[seqs + i]
+  local event_key, dedup_key, at = KEYS[event_keys + i], KEYS[dedup_keys + i], detail[i]
   local foreign, letter
   if letter_key[i] then
     foreign, letter = look_up_letter(i)
@@ -212,45 +250,37 @@ local function apply(i, user)
       return FOREIGN, foreign
     end
   end
-  if call('EXISTS', event_key, dedup_key) > 0 then
-    local found = try('HMGET', event_key, 'status', 'userId', 'seq', 'partition', 'offset')
-    if wrong_type(found) then
-      return FOREIGN, event_key
-    end
-    local status = found[1]
-    if not status then
-      local kind = call('TYPE', dedup_key).ok
-      if kind == 'string' then
-        return FINAL, ''
-      end
+  if call('EXISTS', event_key, dedup_key) == 0 then
+    return write_event(i, user, letter)
+  end
+  local found = try('HMGET', event_key, 'status', 'userId', 'seq', 'partition', 'offset')
+  if wrong_type(found) then
+    return FOREIGN, event_key
+  end
+  local status = found[1]
+  if not status then
+    local kind = call('TYPE', dedup_key).ok
+    if kind ~= 'string' then
       return FOREIGN, kind == 'none' and event_key or dedup_key
     end
-    if found[2] ~= user or (found[3] or '') ~= seq then
-      return CONFLICT, status
+    if again and call('EXISTS', event_key) == 0 then
+      return write_event(i, user, letter)
     end
-    if status == 'processed' then
-      return not again and FINAL or nil, status
-    end
-    if not at or found[4] ~= partition or found[5] ~= ARGV[at + 4] then
+    return FINAL, ''
+  end
+  if found[2] ~= user or (found[3] or '') ~= ARGV[seqs + i] then
+    return CONFLICT, status
+  end
+  if status == 'processed' then
+    if not again then
       return FINAL, status
     end
-    if letter then
-      write_letter(i, user, letter)
-    end
-    return nil, status
+  elseif not at or found[4] ~= partition or found[5] ~= ARGV[at + 4] then
+    return FINAL, status
   end
-
-  local status = at and ARGV[at + 1] or 'processed'
-  call('SET', dedup_key, '1', 'PXAT', dedup_expiry)
-  call('HSET', event_key, 'status', status, 'processedAt', now, 'attempts', at and ARGV[at + 2] or '1',
-    'userId', user, 'type', ARGV[types + i])
-  if seq ~= '' then
-    call('HSET', event_key, 'seq', seq)
+  if again then
+    call('PEXPIREAT', event_key, event_expiry)
   end
-  if status ~= 'processed' then
-    call('HSET', event_key, 'error', ARGV[at + 3], 'partition', partition, 'offset', ARGV[at + 4])
-  end
-  call('PEXPIREAT', event_key, event_expiry)
   if letter then
     write_letter(i, user, letter)
   end
@@ -357,6 +387,8 @@ local function apply_group(g, first, count, argument, order_key, next_key, gaps_
         ARGV[types + i], 'seq', ARGV[seqs + i])
       call('PEXPIREAT', key, event_expiry)
       status = 'processed'
+    elseif not code and at and ARGV[at + 1] == '' then
+      status = 'passed'
     elseif not code then
       code, status = apply(i, user)
       if code ~= FOREIGN and not stored_next and (code == CONFLICT or status ~= 'processed') then
@@ -412,7 +444,10 @@ for g = 0, groups - 1 do
 end
 
 for i = grouped + 1, writable do
-  local code, key = apply(i, ARGV[users + i])
+  local code, key
+  if not detail[i] or ARGV[detail[i] + 1] ~= '' then
+    code, key = apply(i, ARGV[users + i])
+  end
   if code then
     refuse(i, code)
     if code == FOREIGN then
@@ -435,7 +470,7 @@ end
 for from = 1, locks, max_arguments do
   local to = math.min(from + max_arguments - 1, locks)
   local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
-  local lock, held = ARGV[6], 0
+  local lock, ours, held = ARGV[6], topic .. ':' .. partition .. ':', 0
   for v = 1, to - from + 1 do
     if values[v] == lock then
       held = held + 1
@@ -443,9 +478,10 @@ for from = 1, locks, max_arguments do
   end
   if held == to - from + 1 then
     call('DEL', unpack(KEYS, lock_keys + from, lock_keys + to))
-  elseif held > 0 then
+  else
     for v = 1, to - from + 1 do
-      if values[v] == lock then
+      -- also one that an earlier owner of this partition has left
+      if values[v] and string.sub(values[v], 1, #ours) == ours then
         call('DEL', KEYS[lock_keys + from + v - 1])
       end
     end

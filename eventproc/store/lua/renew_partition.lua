@@ -36,7 +36,7 @@ redis.call('HSET', KEYS[1], 'seen_ms', string.format('%.0f', now_ms))
 local reply = {'ok'}
 for k = 2, #KEYS do
   if not redis.call('SET', KEYS[k], ARGV[3], 'NX', 'PXAT', expiry) then
-    if redis.pcall('GET', KEYS[k]) == ARGV[3] then
+    if redis.call('MGET', KEYS[k])[1] == ARGV[3] then
       redis.call('PEXPIREAT', KEYS[k], expiry)
     else
       reply[#reply + 1] = k - 2

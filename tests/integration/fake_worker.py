@@ -1,0 +1,77 @@
+"""A worker that beats, crashes, hangs and drains on command; for tests of the supervisor.
+
+`EVENTPROC_TEST_PLAN` is a folder. The file `<partition>` in it is read all the time; its words are the
+command: `boot-fail <code> <message>`, `crash <code>`, `silent` (no beat), `handler` (one that
+never ends), `standby <owner>`, `stubborn` (ignores TERM), `events <n>` (that many at each turn). No file:
+it runs, idle. `starts-<partition>` gets a line for each start: pid, start_count, takeover.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from eventproc.clock import SystemClock
+from eventproc.metrics import Board, Page
+from eventproc.spawn import WorkerSpec, close_on_exec, die_with_parent, parent_of
+
+TURN_S = 0.02
+
+
+def main() -> int:
+    spec = WorkerSpec.read(sys.stdin.buffer)
+    die_with_parent(parent_of(spec.supervisor))
+    faulthandler.enable()
+    board = Board.open(spec.board_fd, spec.slots)
+    close_on_exec([spec.board_fd])
+    plan = Path(os.environ["EVENTPROC_TEST_PLAN"])
+    with (plan / f"starts-{spec.partition}").open("a") as starts:
+        starts.write(f"{os.getpid()} {spec.start_count} {spec.takeover}\n")
+    return work(board.page(spec.slot), plan / str(spec.partition))
+
+
+def work(page: Page, command: Path) -> int:
+    clock = SystemClock()
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda _sig, _frame: told.set())
+    page.reset_gauges()
+    while True:
+        words = command.read_text().split() if command.exists() else []
+        match words:
+            case ["boot-fail", code, *message]:
+                page.last_error = " ".join(message)
+                page.state = "stopped"
+                return int(code)
+            case ["crash", code]:
+                page.state = "running"
+                return int(code)
+            case ["silent"]:
+                page.state = "running"
+            case ["handler"]:
+                if not page.running_since_ms:
+                    page.state = "running"
+                    page.running(clock.monotonic_ms(), 17)
+            case ["standby", owner]:
+                page.enter("standby", owner)
+                page.beat(clock.monotonic_ms())
+            case ["stubborn"]:
+                page.state = "running"
+                page.beat(clock.monotonic_ms())
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            case _:
+                if words:
+                    page.inc("events", int(words[1]), "processed")
+                if page.state != "running":
+                    page.state = "running"
+                page.beat(clock.monotonic_ms())
+        if told.wait(TURN_S):
+            page.state = "stopped"
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
