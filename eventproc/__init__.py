@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+try:
+    import eventproc._reorder as _reorder  # noqa: F401  (its absence is to be told at once)
+except ImportError as _error:
+    raise ImportError(
+        "eventproc._reorder is not built: install a wheel (pip install eventproc), or run `make setup` in "
+        "the checkout"
+    ) from _error
+
 if TYPE_CHECKING:
     from eventproc.errors import Reject
     from eventproc.event import Event

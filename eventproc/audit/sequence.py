@@ -71,11 +71,17 @@ class UserJudge:
             self._events.judge(candidate)
         if not seq:
             return
-        self._pass_range(self._previous + 1, seq - 1)
+        if seq > self._previous + 1:
+            self._pass_range(self._previous + 1, seq - 1)
         self._previous = seq
         gap = self._gap_of(seq)
-        self._judge_proof(seq, candidates)
+        if self._in_time is not None:
+            self._judge_proof(seq, candidates)
         in_order = self._take_order(seq)
+        if len(candidates) == 1 and in_order and gap is None and candidates[0].verdict == "processed":
+            self._report_unexplained()
+            self._judge_run_order(candidates)
+            return
         processed = [c for c in candidates if c.verdict == "processed"]
         took = in_order or any(c.verdict in ("processed", "failed", "elsewhere") for c in candidates)
         self._judge_place(seq, candidates, processed, in_order, gap)
@@ -177,7 +183,7 @@ class UserJudge:
         return parts
 
     def _report_unexplained(self) -> None:
-        if self._rules.complete:
+        if self._unexplained and self._rules.complete:
             for first, last in self._unexplained:
                 seqs = f"{first}-{last}" if last > first else str(first)
                 self._add(

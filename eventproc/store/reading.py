@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import redis
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
@@ -38,7 +39,6 @@ class RedisReader:
         kind = options.pop("connection_class", redis.Connection)
         self._address = describe(settings)
         self._pool = redis.ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 1), **options)
-        self._client = redis.Redis(connection_pool=self._pool)
         self.foreign: list[str] = []
 
     def hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
@@ -101,7 +101,6 @@ class RedisReader:
         return "" if reply is None else str(reply.decode(errors="replace"))
 
     def close(self) -> None:
-        self._client.close()
         self._pool.disconnect()
 
     def _read_on(self, key: str, order: array[int]) -> None:
@@ -114,11 +113,22 @@ class RedisReader:
     def _pipeline(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         if not commands:
             return []
+        replies: list[Any] = []
         try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-                replies = pipeline.execute(raise_on_error=False)
+            connection = self._pool.get_connection()
+            try:
+                packed = b"".join(pack_command(command) for command in commands)  # type: ignore[misc, arg-type]
+                connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
+                for _ in commands:
+                    try:
+                        replies.append(connection.read_response(disable_decoding=True))
+                    except ResponseError as error:
+                        replies.append(error)
+            except BaseException:
+                connection.disconnect()  # type: ignore[no-untyped-call]
+                raise
+            finally:
+                self._pool.release(connection)
         except (RedisError, OSError) as error:
             raise DependencyError(
                 f"Redis at {self._address} does not answer ({error}): is it running, and is redis_url right?"

@@ -24,6 +24,18 @@ Kind = Literal["event", "duplicate", "late", "stale", "conflict", "unsequenced",
 _TYPES = ("order.created", "order.paid", "order.shipped", "profile.changed")
 _FAR_COPIES = 1000  # recent records from which late duplicates are copied
 _PAD_BYTES = 65_536
+#: What must not be negative.
+_COUNTS = (
+    "shuffle_window",
+    "missing_seqs",
+    "late_events",
+    "invalid_records",
+    "stale",
+    "conflicts",
+    "tombstones",
+    "payload_bytes",
+    "rate",
+)
 
 
 @dataclass(slots=True)
@@ -81,7 +93,7 @@ class Workload:
         for name in ("users", "events_per_user"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be at least 1")
-        for name in ("shuffle_window", "missing_seqs", "late_events", "invalid_records", "rate"):
+        for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, must not be negative")
         for name in ("duplicate_ratio", "failing_ratio", "unsequenced_ratio"):
@@ -116,7 +128,7 @@ class Workload:
         rng = random.Random(self.seed)
         waiting: list[tuple[float, int, Record]] = []
         for position, record in enumerate(self._unshuffled(rng)):
-            heappush(waiting, (position + rng.random() * self.shuffle_window, position, record))
+            heappush(waiting, (position + rng.random() * (self.shuffle_window + 1), position, record))
             while waiting and waiting[0][0] <= position:
                 yield heappop(waiting)[2]
         while waiting:

@@ -135,6 +135,14 @@ local function contend(lock_key)
   return '2'
 end
 
+-- Drops a lock that this partition has left on an id that is final.
+local function drop(lock_key)
+  local value = try('GET', lock_key)
+  if type(value) == 'string' and string.sub(value, 1, #ours) == ours then
+    call('DEL', lock_key)
+  end
+end
+
 local plain = true
 local lock_at = 1 + 2 * count
 local gaps_at = lock_at + count - looks
@@ -155,6 +163,7 @@ for i = 1, count do
       gaps_at = gaps_at + 1
     else
       lock_at = lock_at + 1
+      drop(KEYS[lock_at])
     end
   elseif seq then
     gaps_at = gaps_at + 1
