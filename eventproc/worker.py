@@ -50,6 +50,7 @@ CONSUME_RECORDS = 1000
 IDLE_WAIT_MS = 100
 REPLY_WAIT_MS = 2
 PUBLISH_MS = 100
+PAUSE_AFTER_MS = 200
 OFFSETS_TIMEOUT_S = 5.0
 OFFSETS_RETRY_MS = 500
 #: A loop that took longer, handlers apart, was stopped: what happened meanwhile is not known.
@@ -106,6 +107,7 @@ class Worker:
         self._end_asked = False
         self._away = False
         self._reading_paused = False
+        self._wanted_ms = 0
         self._published_ms = 0
         self._looped_ms = 0
         self._handler_ms = 0
@@ -194,14 +196,9 @@ class Worker:
         return max(0, min(IDLE_WAIT_MS, due_ms - now_ms)) if due_ms >= 0 else IDLE_WAIT_MS
 
     def _take_records(self, wait_ms: int) -> bool:
-        wants = self.pipeline.wants_records
-        if wants == self._reading_paused and self._consumer.position >= 0:
-            self._reading_paused = not wants
-            if wants:
-                self._consumer.resume()
-            else:
-                self._consumer.pause()
-        if not wants and self._channel.pending:
+        if not self._may_consume():
+            return False
+        if not self.pipeline.wants_records and self._channel.pending:
             wait_ms = 0
         records = self._consumer.consume(CONSUME_RECORDS, wait_ms / 1000)
         if not self.pipeline.owned or self.pipeline.draining:
@@ -212,6 +209,24 @@ class Worker:
         if self._consumer.position > self.pipeline.buffer.position:
             self.pipeline.on_position(self._consumer.position)
         return bool(records)
+
+    def _may_consume(self) -> bool:
+        """Whether to call the consumer: while records are wanted, or once fetching is paused.
+
+        Pausing throws away what is fetched ahead, so a short wait is sat out without it; a long one is
+        not, for Kafka's callbacks are served by consuming.
+        """
+        now_ms = self._clock.monotonic_ms()
+        if self.pipeline.wants_records or self._consumer.position < 0:
+            self._wanted_ms = now_ms
+            if self._reading_paused:
+                self._reading_paused = False
+                self._consumer.resume()
+            return True
+        if not self._reading_paused and now_ms - self._wanted_ms >= PAUSE_AFTER_MS:
+            self._reading_paused = True
+            self._consumer.pause()
+        return self._reading_paused
 
     def _take_deliveries(self) -> bool:
         if not self._producer.pending:

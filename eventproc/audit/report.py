@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from rich.console import RenderableType
 from rich.table import Table
 
 Finding = Literal[
@@ -24,6 +23,8 @@ Finding = Literal[
 ]
 KINDS: Final[tuple[Finding, ...]] = get_args(Finding)
 EXAMPLES = 10
+_ALWAYS_SHOWN = ("records", "processed", "failed", "skipped", "duplicates", "invalid", "gaps")
+#: Longer latencies count as this.
 _LATENCY_CAP_MS = 600_000
 
 
@@ -109,38 +110,32 @@ class Report:
             "latency_ms": {"p50": self.latency_ms(0.5), "p99": self.latency_ms(0.99)},
         }
 
-    def render(self) -> list[RenderableType]:
-        """Tables for a terminal: totals, then the findings if there are any."""
-        totals = Table(title="Audit", show_header=False)
-        totals.add_column("what")
-        totals.add_column("count", justify="right")
+    def table(self) -> Table:
+        """The totals, for a terminal."""
+        table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("what")
+        table.add_column("value", justify="right")
         for name in Totals.__slots__:
             value = getattr(self.totals, name)
-            if value or name in (
-                "records",
-                "processed",
-                "failed",
-                "skipped",
-                "duplicates",
-                "invalid",
-                "gaps",
-            ):
-                totals.add_row(name.replace("_", " "), f"{value:,}")
+            if value or name in _ALWAYS_SHOWN:
+                table.add_row(name.replace("_", " "), f"{value:,}")
         if self.events_per_s():
-            totals.add_row("events/s", f"{self.events_per_s():,.0f}")
+            table.add_row("events/s", f"{self.events_per_s():,.0f}")
         if any(self._latency):
-            totals.add_row("latency p50, ms", f"{self.latency_ms(0.5):,}")
-            totals.add_row("latency p99, ms", f"{self.latency_ms(0.99):,}")
+            table.add_row("latency p50", f"{self.latency_ms(0.5):,} ms")
+            table.add_row("latency p99", f"{self.latency_ms(0.99):,} ms")
+        return table
+
+    def lines(self) -> list[str]:
+        """The findings by kind, with their examples; one line of praise when there are none."""
         if self.clean:
-            return [totals, "The audit is clean: no violation."]
-        findings = Table(title="Violations")
-        findings.add_column("kind")
-        findings.add_column("count", justify="right")
-        findings.add_column("examples", overflow="fold")
+            return ["the audit is clean: no violation"]
+        lines = []
         for kind in KINDS:
             if kind in self.counts:
-                findings.add_row(kind, f"{self.counts[kind]:,}", "\n".join(self.examples[kind]))
-        return [totals, findings]
+                lines.append(f"{kind}: {self.counts[kind]:,}")
+                lines += [f"  {example}" for example in self.examples[kind]]
+        return lines
 
 
 def _bucket(ms: int) -> int:

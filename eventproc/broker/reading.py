@@ -26,6 +26,7 @@ _FIXED: dict[str, Any] = {
     "auto.offset.reset": "error",
 }
 _BATCH = 1000
+_TIMEOUT_S = 10.0
 _WAIT_S = 0.2
 _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 #: A topic that should have records but brings none for this long is given up.
@@ -52,7 +53,11 @@ class TopicReader:
         """
         ends = {number: high for number, (low, high) in ranges.items() if low < high}
         targets = [TopicPartition(topic, number, ranges[number][0]) for number in ends]
+        if not targets:
+            return
         try:
+            # librdkafka looks for the leaders of an unknown topic once a second only
+            self._consumer.list_topics(topic, _TIMEOUT_S)
             self._consumer.assign(targets)
         except KafkaException as error:
             raise explain(kafka_error(error), f"assigning {topic}", self._address) from error

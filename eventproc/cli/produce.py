@@ -93,7 +93,7 @@ def produce(
             clock=clock,
         )
     if not quiet:
-        Console().print(_summary(result))
+        Console(highlight=False, markup=False, emoji=False).print(_summary(result))
     if result.unacknowledged or result.interrupted:
         reasons = ", ".join(f"{name} {count}" for name, count in sorted(result.failed.items()))
         print(
@@ -142,7 +142,7 @@ def _progress_line(quiet: bool) -> Iterator[_ProgressLine | None]:
 
 
 def _summary(result: Produced) -> Table:
-    table = Table(title="Produced", show_header=False)
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("what")
     table.add_column("count", justify="right")
     for kind, count in sorted(result.kinds.items(), key=lambda item: -item[1]):

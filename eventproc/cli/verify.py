@@ -58,6 +58,7 @@ def verify(
     if as_json:
         print(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode())
     else:
-        Console().print(*report.render(), sep="\n")
+        Console(highlight=False, markup=False, emoji=False).print(report.table())
+        print("\n".join(report.lines()))
     if not report.clean:
         raise typer.Exit(1)

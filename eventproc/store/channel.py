@@ -215,6 +215,7 @@ class Channel:
 
     def _send_again(self) -> None:
         self._expected = deque(["ignore"] * len(self._expected))
+        self._progress_ms = self._clock.monotonic_ms()  # what is sent now has its full time to be answered
         for script in self.scripts.scripts.values():
             self._unsent += hiredis.pack_command(("SCRIPT", "LOAD", script.source))  # type: ignore[arg-type]
             self._expected.append("load")

@@ -117,7 +117,7 @@ class RedisReader:
         try:
             connection = self._pool.get_connection()
             try:
-                packed = b"".join(pack_command(command) for command in commands)  # type: ignore[misc, arg-type]
+                packed = b"".join(pack_command(command) for command in commands)  # type: ignore[arg-type]
                 connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
                 for _ in commands:
                     try:

@@ -1,0 +1,97 @@
+"""`eventproc produce` and `eventproc verify` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eventproc.settings import Settings
+from tests.integration.audit.planting import settings_for
+from tests.integration.audit.world import World
+from tests.integration.conftest import BrokerUnderTest
+from tests.redis_server import RedisServer, free_port
+
+
+def eventproc(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with these settings from the environment."""
+    values = settings.model_dump(exclude_defaults=True) | {"redis_url": settings.redis_url.get_secret_value()}
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("EVENTPROC_")}
+    environment |= {
+        f"EVENTPROC_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }
+    command = [sys.executable, "-c", "from eventproc.cli.main import main; main()", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_verify_a_clean_state(world: World) -> None:
+    done = eventproc(world.settings, "verify", f"--ledger={world.ledger}", f"--runs={world.runs}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "clean" in done.stdout
+    assert "processed" in done.stdout
+    assert eventproc(world.settings, "verify", "--wait-s=1").returncode == 0
+
+
+def test_verify_finds_a_violation(world: World) -> None:
+    line = next(line for line in world.lines() if line.kind == "event")
+    world.redis.set(f"inflight:{line.id}", "someone")
+    done = eventproc(world.settings, "verify", f"--ledger={world.ledger}", "--json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["clean"] is False
+    assert report["findings"]["lock"]["count"] == 1
+    shown = eventproc(world.settings, "verify", f"--ledger={world.ledger}")
+    assert shown.returncode == 1
+    assert f"inflight:{line.id} is left: someone" in shown.stdout
+
+
+def test_produce_writes_topic_and_ledger(
+    embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
+) -> None:
+    settings = settings_for(embedded_broker, server)
+    ledger = tmp_path / "ledger"
+    done = eventproc(
+        settings,
+        "produce",
+        f"--ledger={ledger}",
+        "--users=20",
+        "--events-per-user=5",
+        "--late-events=2",
+        "--late-after-ms=1",
+        "--invalid-records=3",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "acknowledged" in done.stdout
+    assert len(ledger.read_text().splitlines()) == 100 + 3 + 2
+    again = eventproc(settings, "produce", "--users=20", "--events-per-user=5", "--quiet")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["produce", "--users=0"], 2, "users is 0"),
+        (["produce", "--duplicate-ratio=7"], 2, "duplicate_ratio"),
+        (["verify", "--ledger=/nowhere/at/all"], 2, "/nowhere/at/all"),
+        (["verify", "--runs=/nowhere/at/all"], 2, "/nowhere/at/all"),
+    ],
+)
+def test_wrong_use_is_one_clear_message(world: World, arguments: list[str], code: int, says: str) -> None:
+    done = eventproc(world.settings, *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_kafka_away(world: World) -> None:
+    settings = world.settings.model_copy(update={"kafka_bootstrap_servers": f"127.0.0.1:{free_port()}"})
+    for command in ("produce", "verify"):
+        done = eventproc(settings, command)
+        assert done.returncode == 5, done.stdout + done.stderr
+        assert "kafka_bootstrap_servers" in done.stderr
+        assert "Traceback" not in done.stderr

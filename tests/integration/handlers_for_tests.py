@@ -1,0 +1,57 @@
+"""Handlers that do as the event says, and write down each run; for tests with real workers.
+
+`EVENTPROC_TEST_RUNS` is a folder. `act` appends to `<partition>.runs` what `eventproc verify --runs` reads, and
+to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from eventproc import Event, Reject
+
+_FOLDER = "EVENTPROC_TEST_RUNS"
+
+
+def act(event: Event) -> None:
+    """Do what `payload.do` says: [verb, argument]. Nothing: succeed.
+
+    `fail n`: raise in the first n attempts. `reject why`. `exit code`: SystemExit. `sleep ms`.
+    """
+    begin_ms = _now_ms()
+    outcome = "fail"
+    try:
+        _do(event, *event.payload.get("do", ("nothing", 0)))
+        outcome = "ok"
+    finally:
+        _write(event, f"{event.partition}.times", f"{event.id} {event.attempt} {begin_ms} {_now_ms()}\n")
+        line = f"{event.user_id}\t{event.seq or 0}\t{event.id}\t{event.attempt}\t{outcome}\n"
+        _write(event, f"{event.partition}.runs", line)
+
+
+async def act_async(event: Event) -> None:
+    """What this version refuses."""
+    act(event)
+
+
+def _do(event: Event, verb: str, argument: object) -> None:
+    match verb, argument:
+        case "fail", int(times) if event.attempt <= times:
+            raise RuntimeError(f"attempt {event.attempt} of {event.id} fails")
+        case "reject", str(why):
+            raise Reject(why)
+        case "exit", int(code):
+            raise SystemExit(code)
+        case "sleep", int(ms):
+            time.sleep(ms / 1000)
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _write(event: Event, name: str, line: str) -> None:
+    with (Path(os.environ[_FOLDER]) / name).open("a") as file:
+        file.write(line)
