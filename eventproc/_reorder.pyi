@@ -133,6 +133,8 @@ class ReorderBuffer:
         that record is not parked behind a gap. Costs O(parked)."""
     def expected(self, user: str) -> int:
         """Next expected seq, 0 if the user is not in memory (or not loaded yet)."""
+    def in_flight(self, user: str) -> int:
+        """How many ready items of the user are not finished."""
     def finish(self, users: list[str]) -> None:
         """One ready item of each named user is final in Redis ("" = none): lets idle users be evicted."""
     def settle(self, offsets: list[int]) -> None:

@@ -775,6 +775,10 @@ cdef class ReorderBuffer:
         cdef _User known = self._by_name.get(user)
         return known.expected if known is not None and known.loaded else 0
 
+    def in_flight(self, str user not None):
+        cdef _User known = self._by_name.get(user)
+        return known.inflight if known is not None else 0
+
     def finish(self, list users not None):
         cdef Py_ssize_t n = len(users)
         cdef Py_ssize_t i

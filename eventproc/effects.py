@@ -34,22 +34,14 @@ Reason = Literal[
 GapReason = Literal["timeout", "overflow", "reset"]
 
 
-@dataclass(slots=True, eq=False)
 class Entry:
     """One record on its way through a worker.
 
     `id` is the event's own id, or the position id `<topic>-<partition>-<offset>` where the record must
     not use its own (invalid, id_conflict). `letter` is true for such entries: only a DLQ entry is
-    written for them, no `event:` hash.
+    written for them, no `event:` hash. What most entries never change is kept in the class, not in each.
     """
 
-    offset: int
-    record: Record
-    id: str
-    user: str = ""
-    seq: int = 0
-    type: str = ""
-    document: dict[str, Any] | None = None
     timestamp: int = 0  # ms since the epoch
     size: int = 0  # bytes of key and value
     status: Status = ""
@@ -62,8 +54,32 @@ class Entry:
     look: bool = False  # only look the id up (below the expected seq), take no lock
     arrived_ms: int = 0  # monotonic; when it was consumed
     passed: bool = False  # final already: not run, it only moves its user on when its turn comes
-    held: bool = False  # it stands in a blocked lane
-    go: bool = False  # held, and may run as soon as it is the head
+    held: bool = False  # it stands in its lane
+    go: bool = False  # it may run as soon as it is the head of its lane
+
+    def __init__(
+        self,
+        offset: int,
+        record: Record,
+        id: str,
+        user: str = "",
+        seq: int = 0,
+        type: str = "",
+        document: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        self.offset = offset
+        self.record = record
+        self.id = id
+        self.user = user
+        self.seq = seq
+        self.type = type
+        self.document = document
+        if fields:
+            self.__dict__.update(fields)
+
+    def __repr__(self) -> str:
+        return f"Entry({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
 
 
 @dataclass(slots=True)
@@ -151,7 +167,7 @@ class Final:
     offset: int = -1
     attempts: int = 0
     error: str = ""
-    reason: str = ""
+    reason: Reason = ""
 
 
 @dataclass(slots=True)
@@ -179,7 +195,8 @@ class UserEffects:
 
     `has_next` tells that `next:<user>` may exist, so that it is deleted once the list tells enough.
     An entry that is `passed` (its id is final already) only moves the user on, as a failed one would
-    (next = seq + 1): no event hash, no marker, no lock, no DLQ entry.
+    (next = seq + 1): no event hash, no marker, no lock, no DLQ entry. With status processed its seq is
+    seen to be in the order list, too.
     """
 
     user: str

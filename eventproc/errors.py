@@ -56,7 +56,7 @@ class Fenced(EventprocError):
     exit_code = 6
 
 
-class Reject(Exception):  # noqa: N818  (a verdict of the handler, not a fault)
+class Reject(Exception):
     """Raised by a handler: dead-letter this event now, do not retry it (CONTRACT 4.6)."""
 
     def __init__(self, reason: str = "rejected") -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 from eventproc.clock import Clock
 from eventproc.effects import Entry
-from eventproc.errors import HandlerLoadError
+from eventproc.errors import HandlerLoadError, Reject
 from eventproc.event import Event
 from eventproc.settings import Settings
 
@@ -97,12 +97,13 @@ def _check_signature(path: str, handler: Any) -> None:
     if not callable(handler):
         raise HandlerLoadError(f"handler {path!r} is {type(handler).__name__}, which cannot be called")
     call = handler if inspect.isroutine(handler) else type(handler).__call__
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call):
+    forms = (handler, call, getattr(handler, "func", None))  # func: of a partial
+    if any(inspect.iscoroutinefunction(form) for form in forms):
         raise HandlerLoadError(
             f"handler {path!r} is async; this version runs sync handlers only: wrap it, for example "
             "def handler(event): asyncio.run(handle(event))"
         )
-    if inspect.isgeneratorfunction(handler):
+    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
         raise HandlerLoadError(f"handler {path!r} is a generator function: it would never run")
     try:
         signature = inspect.signature(handler)
@@ -183,14 +184,25 @@ def _told(error: BaseException) -> str:
 
 
 def describe_failure(error: BaseException) -> str:
-    """What stands in `error` of a failed event: type, message, and where it was raised."""
+    """What stands in `error` of a failed event: the reason of a Reject, else type, message and place.
+
+    Always text that UTF-8 can carry, of at most 2000 characters.
+    """
+    if isinstance(error, Reject):
+        return _plain(getattr(error, "reason", ""), "rejected")
     where = ""
     trace = error.__traceback__
     if trace is not None:
         while trace.tb_next is not None:
             trace = trace.tb_next
         where = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})"
+    name = type(error).__name__
+    return _plain(error, "no message", f"{name}: ", where)
+
+
+def _plain(told: object, fallback: str, before: str = "", after: str = "") -> str:
     try:
-        return (_told(error) + where)[:2000]
-    except Exception:  # the message itself may raise
-        return type(error).__name__ + where
+        text = str(told)
+    except Exception:  # what tells of the trouble may be broken itself
+        text = fallback
+    return (before + text + after)[:2000].encode(errors="replace").decode()

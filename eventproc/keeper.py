@@ -13,10 +13,12 @@ from eventproc.store.channel import Channel
 
 
 class Keeper(threading.Thread):
-    """Renews what a run holds once the run has lasted a third of the shorter of lock and lease.
+    """Renews what a run holds once the run has lasted for a period or two, then each period.
 
-    The loop calls `begin` and `end` around each run; both only swap a reference. The thread has a Redis
-    connection of its own, made when it is first needed.
+    A lock may have lived half its life when the run begins, so a period is a third of the other half, or
+    of the lease if that is shorter. The loop calls `begin` and `end` around each run: they only swap a
+    reference, but `end` waits for a renewal that is under way, lest it take a lock again after the loop
+    has dropped it. The thread has a Redis connection of its own, made when it is first needed.
     """
 
     def __init__(self, settings: Settings, partition: int, clock: Clock) -> None:
@@ -24,8 +26,9 @@ class Keeper(threading.Thread):
         self._settings = settings
         self._partition = partition
         self._clock = clock
-        self._period_s = min(settings.inflight_ttl_ms, settings.lease_ms) / 3000
+        self._period_s = min(settings.inflight_ttl_ms / 2, settings.lease_ms) / 3000
         self._stop_asked = threading.Event()
+        self._renewing = threading.Lock()
         self._run: tuple[int, str, list[Entry]] | None = None
 
     def begin(self, epoch: int, owner: str, entries: list[Entry]) -> None:
@@ -33,8 +36,10 @@ class Keeper(threading.Thread):
         self._run = (epoch, owner, entries)
 
     def end(self) -> None:
-        """They are not any more."""
+        """They are not any more, and nothing is renewed after this."""
         self._run = None
+        with self._renewing:
+            pass
 
     def stop(self) -> None:
         """End the thread."""
@@ -50,11 +55,15 @@ class Keeper(threading.Thread):
                     channel = Channel(
                         self._settings, self._settings.kafka_topic, self._partition, self._clock
                     )
-                epoch, owner, entries = now
-                held = [entry for entry in entries if entry.granted_ms and not entry.passed]
-                # the loop's own calls meet the same trouble, and report it
-                with contextlib.suppress(EventprocError):
-                    channel.call(Renew(epoch, owner, held))
+                self._renew(channel, now)
             before = now
         if channel is not None:
             channel.close()
+
+    def _renew(self, channel: Channel, run: tuple[int, str, list[Entry]]) -> None:
+        epoch, owner, entries = run
+        held = [entry for entry in entries if entry.granted_ms and not entry.passed]
+        # the loop's own calls meet the same trouble, and report it
+        with self._renewing, contextlib.suppress(EventprocError):
+            if self._run is run:
+                channel.call(Renew(epoch, owner, held))

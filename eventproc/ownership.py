@@ -15,6 +15,8 @@ STANDBY_POLL_MS = 1000
 class Ownership:
     """Takes the partition: asks Kafka for its offsets, then claims it in Redis, as often as it must.
 
+    The offsets are asked for before each claim: while another owner has the partition, they move on.
+
     `may_take(owner)` tells whether a recorded owner is known to be gone, so that its lease need not run
     out. `force` takes the partition from anyone, once.
     """
@@ -37,6 +39,7 @@ class Ownership:
         self._live_floor = -1
         self._taken_over = ""
         self._again_ms = 0
+        self._doubted = False  # the position lay outside the log that Kafka had told of
         self.standby_for = ""
         self.epoch = 0
         self.rev = 0
@@ -49,10 +52,10 @@ class Ownership:
 
     def step(self, now_ms: int) -> FetchOffsets | Claim | None:
         """What to ask next."""
-        if self._state == "new":
+        if self._state == "new" or (self._state == "standby" and now_ms >= self._again_ms):
             self._state = "asked"
             return FetchOffsets()
-        if self._state == "ready" or (self._state == "standby" and now_ms >= self._again_ms):
+        if self._state == "ready":
             self._state = "claiming"
             offset, baseline = self._first_position()
             return Claim(self.owner, self._settings.lease_ms, self._taken_over, self._force, offset, baseline)
@@ -66,6 +69,9 @@ class Ownership:
 
     def on_claimed(self, reply: Claimed, now_ms: int) -> int:
         """Redis's answer: the offset to read from, or -1 while another one owns the partition.
+
+        -1 too, once, for a position outside the log: the owner before may have gone on between Kafka's
+        answer and the claim. Now that nobody else moves it, both are asked for again.
 
         Raises ConfigError when there is no such offset and the settings say to stop.
         """
@@ -81,6 +87,11 @@ class Ownership:
         self._force = False
         self.standby_for = ""
         self.epoch, self.rev, self.baseline = reply.epoch, reply.rev, reply.baseline
+        if reply.offset >= 0 and not self._in_log(reply.offset) and not self._doubted:
+            self._doubted = True
+            self._state = "new"
+            return -1
+        self._doubted = False
         start = self._start(reply.offset)
         self._state = "owned"
         return start
@@ -102,6 +113,9 @@ class Ownership:
             return committed, committed
         return (self._offsets.low, -1) if policy == "earliest" else (-1, -1)
 
+    def _in_log(self, offset: int) -> bool:
+        return self._offsets.low <= offset <= self._offsets.high
+
     def _start(self, offset: int) -> int:
         low, high = self._offsets.low, self._offsets.high
         if offset < 0:
@@ -111,7 +125,7 @@ class Ownership:
                 "another one than before. Set on_redis_empty=group to go on there, or earliest to process "
                 "all anew"
             )
-        if low <= offset <= high:
+        if self._in_log(offset):
             return offset
         policy = self._settings.on_offset_out_of_range
         if policy == "stop":

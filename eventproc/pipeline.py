@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from copy import copy
 from functools import partial
-from itertools import count
 from random import Random
 from typing import Protocol
 
 from eventproc._reorder import Arrivals, ReorderBuffer
+from eventproc.asides import Asides
 from eventproc.effects import (
     Acquire,
     Acquired,
@@ -33,11 +33,9 @@ from eventproc.effects import (
     Finalize,
     Finalized,
     Gap,
-    GapReason,
     LoadUsers,
     Offsets,
     Produce,
-    Reason,
     Record,
     Refusal,
     Release,
@@ -49,7 +47,9 @@ from eventproc.effects import (
     Verdict,
 )
 from eventproc.errors import Fenced, Reject
+from eventproc.gaps import GapKeeper
 from eventproc.handlers import NOT_RUN, Outcome, describe_failure
+from eventproc.inflight_ids import InflightIds
 from eventproc.intake import Intake
 from eventproc.lanes import Lanes
 from eventproc.metrics import Counter, Histogram
@@ -66,25 +66,11 @@ MAX_LATENCY_MS = 86_400_000  # producers' timestamps may be anything
 RUN_SLICE_MS = 50  # a run gives the loop back after about that long
 
 
-_Report = tuple[str, int]  # user, number
-
-
 class Meter(Protocol):
     """Where figures go; a `metrics.Page`."""
 
     def inc(self, metric: Counter, n: int = 1, label: str = "") -> None: ...
     def observe(self, metric: Histogram, values: Iterable[float]) -> None: ...
-
-
-@dataclass(slots=True)
-class _Aside:
-    """A user whose effects Redis refuses, because of `key`."""
-
-    key: str
-    entries: list[Entry] = field(default_factory=list)
-    gaps: list[Gap] = field(default_factory=list)
-    waiting: list[Entry] = field(default_factory=list)
-    retrying: bool = False
 
 
 class Pipeline:
@@ -133,10 +119,10 @@ class Pipeline:
             max_users=s.max_users,
         )
         self.acked_floor = position  # the last floor that Redis acknowledged
-        self.foreign: dict[str, str] = {}  # user -> key of the wrong type in its way
+        self._gap_keeper = GapKeeper(self.buffer)
+        self._asides = Asides(self._found_foreign)
         self._lanes = Lanes()
-        self._ids: dict[str, Entry] = {}  # ids from look-up to final
-        self._id_waiters: dict[str, list[Entry]] = {}
+        self._ids = InflightIds()
         self._unknown: list[str] = []
         self._loading: LoadUsers | None = None
         self._waiting: deque[Entry] = deque()  # for acquire
@@ -144,22 +130,13 @@ class Pipeline:
         self._running: Run | None = None
         self._run_ms = 0.0  # of one handler run, smoothed
         self._done: deque[Entry] = deque()  # for finalize
-        self._gaps: deque[Gap] = deque()
+        self._gaps: deque[Gap] = deque()  # for finalize
         self._finalizing: Finalize | None = None
-        self._asides: dict[str, _Aside] = {}
         self._has_next: set[str] = set()  # users whose next: key exists
         self._settled: list[int] = []
         self._held: set[int] = set()  # settled too early: the call that did it was refused in part
         self._to_produce: list[Entry] = []
         self._producing: dict[int, Entry] = {}  # by offset, until Kafka has acknowledged
-        self._inflight: dict[str, int] = {}  # user -> released entries that are not final
-        self._reports: dict[str, int] = {}  # user -> number of the latest report that its gap is due
-        self._reported = count(1)
-        self._due: list[_Report] = []  # gaps past their deadline
-        self._probing: list[_Report] | None = None  # those for which the partition's end is asked
-        self._barriers: list[tuple[int, list[_Report]]] = []  # and those that wait until it is read
-        self._deferred: dict[str, GapReason] = {}  # to be closed once nothing of the user is in flight
-        self._closing: dict[str, list[Entry]] = {}  # user -> arrivals below, while its closing is written
         self._release: Release | None = None
         self._released = False
         self._committed = -1
@@ -178,11 +155,10 @@ class Pipeline:
     @property
     def wants_records(self) -> bool:
         """Whether records may be read: not while Redis, the handler or the floor is far behind."""
-        limit = 4 * self._settings.batch_max
         return (
             self.ownership.owned
             and not self.draining
-            and len(self._waiting) + len(self._done) + self._lanes.ready() < limit
+            and len(self._waiting) + len(self._done) + self._lanes.ready() < 4 * self._settings.batch_max
             and self.buffer.position - self.buffer.floor() < self._settings.max_replay_records
         )
 
@@ -190,6 +166,11 @@ class Pipeline:
     def paused(self) -> bool:
         """Whether reading has stood still for long enough to stop the gap timers."""
         return self._paused
+
+    @property
+    def foreign(self) -> dict[str, str]:
+        """Users that are set aside, and the key of the wrong type in the way of each."""
+        return self._asides.foreign
 
     @property
     def floor(self) -> int:
@@ -225,22 +206,22 @@ class Pipeline:
     # --- what happens -----------------------------------------------------------------------------
 
     def step(self, now_ms: int) -> list[Request]:
-        """What to do next, in this order."""
+        """What to do next, in this order. Raises nothing."""
         if not self.ownership.owned:
             request = self.ownership.step(now_ms)
             return [request] if request is not None else []
         requests: list[Request] = []
+        self._lanes.fire(now_ms)
         if self.draining:
-            self._drain_step(now_ms, requests)
+            self._drain(requests)
         else:
-            self._lanes.fire(now_ms)
             self._watch_reading(now_ms)
             self._expire(now_ms, requests)
             self._load(requests)
         # finalize before acquire: what it writes to the gap ledger decides look-ups behind it
         self._finalize(now_ms, requests)
         if not self.draining:
-            self._acquire(now_ms, requests)
+            self._acquire(requests)
         self._produce(requests)
         self._commit(now_ms, requests)
         if not self.draining:
@@ -258,12 +239,7 @@ class Pipeline:
     def resume(self, now_ms: int) -> None:
         """They are back, or this process was stopped until now: every full gap timeout starts anew."""
         self._suspended = False
-        self.buffer.restart_timers(now_ms)
-        self._due.clear()
-        self._reports.clear()
-        self._barriers.clear()
-        self._probing = None
-        self._deferred = {user: why for user, why in self._deferred.items() if why != "timeout"}
+        self._gap_keeper.restart(now_ms)
 
     def on_offsets(self, offsets: Offsets) -> None:
         """Reply to FetchOffsets."""
@@ -283,12 +259,11 @@ class Pipeline:
     def on_records(self, records: list[Record], now_ms: int) -> None:
         """Records of the partition, in offset order."""
         batch = self._intake.take(records, now_ms)
-        meter = self._meter
-        meter.inc("records_consumed", len(records))
+        self._meter.inc("records_consumed", len(records))
         if batch.tombstones:
-            meter.inc("events", batch.tombstones, "tombstone")
+            self._meter.inc("events", batch.tombstones, "tombstone")
         if batch.misrouted:
-            meter.inc("events", len(batch.misrouted), "misrouted")
+            self._meter.inc("events", len(batch.misrouted), "misrouted")
             self._warn(
                 "misrouted",
                 records=len(batch.misrouted),
@@ -297,13 +272,13 @@ class Pipeline:
                 remedy="produce with partitioner=murmur2_random and the userId as the key",
             )
         if batch.entries:
-            self._take(
-                self.buffer.push(batch.users, batch.seqs, batch.offsets, batch.sizes, batch.entries, now_ms),
-                now_ms,
+            arrivals = self.buffer.push(
+                batch.users, batch.seqs, batch.offsets, batch.sizes, batch.entries, now_ms
             )
+            self._take(arrivals, now_ms)
             over = self.buffer.overfull()
             if over:
-                self._close(over, "overflow")
+                self._close(self._gap_keeper.close(over, "overflow"))
         if batch.end >= 0:
             self.buffer.advance(batch.end)
 
@@ -313,9 +288,7 @@ class Pipeline:
 
     def on_end_offset(self, end: int) -> None:
         """Reply to FetchEnd."""
-        if self._probing is not None:
-            self._barriers.append((end, self._probing))
-            self._probing = None
+        self._gap_keeper.on_end_offset(end)
 
     # --- users ------------------------------------------------------------------------------------
 
@@ -337,10 +310,10 @@ class Pipeline:
         with_baseline = self.ownership.baseline >= 0
         for user, state in zip(request.users, states, strict=True):
             if state.foreign:
-                self._set_foreign(user, state.foreign)
+                self._asides.name(user, state.foreign)
                 self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._unknown.append, user))
                 continue
-            self.foreign.pop(user, None)
+            self._asides.clear(user)
             if state.next:
                 self._has_next.add(user)
             users.append(user)
@@ -351,35 +324,33 @@ class Pipeline:
     # --- arrivals ---------------------------------------------------------------------------------
 
     def _take(self, arrivals: Arrivals, now_ms: int) -> None:
-        if arrivals.unknown:
-            self._unknown.extend(arrivals.unknown)
-        for user in arrivals.evicted:
-            self._has_next.discard(user)
+        self._unknown += arrivals.unknown
         # first what is to run: a copy of it further down the batch must not be looked up before it
         if arrivals.ready:
             self._take_ready(arrivals.ready, now_ms)
-        for item in arrivals.jumped:
-            entry: Entry = item
+        for entry in arrivals.jumped:
             entry.reason = "seq_jump"
             entry.error = (
                 f"seq {entry.seq} is more than max_seq_jump ({self._settings.max_seq_jump}) above "
                 f"the expected {self.buffer.expected(entry.user)}"
             )
             self._look(entry)
-        for item, existing in arrivals.occupied:
-            self._take_occupied(item, existing)
-        for item in arrivals.below:
-            entry = item
-            stash = self._closing.get(entry.user) if self._closing else None
-            if stash is not None:
-                stash.append(entry)
-            else:
+        for entry, existing in arrivals.occupied:
+            if entry.id == existing.id:
+                self._duplicate(entry)
+                continue
+            entry.reason = "stale"
+            entry.error = f"seq {entry.seq} is taken by {existing.id} at offset {existing.offset}"
+            self._look(entry)
+        for entry in arrivals.below:
+            if not self._gap_keeper.holds(entry):
                 self._look(entry)
+        for user in arrivals.evicted:
+            self._has_next.discard(user)
 
     def _take_ready(self, entries: list[Entry], now_ms: int) -> None:
-        ids = self._ids
-        inflight = self._inflight
-        waiting = self._waiting if self._by_event else None
+        take_id = self._ids.take
+        wait = self._waiting.append
         held = []
         for entry in entries:
             if entry.letter:
@@ -390,65 +361,47 @@ class Pipeline:
                 continue
             if entry.arrived_ms != now_ms:
                 held.append(now_ms - entry.arrived_ms)
-            if entry.seq:
-                inflight[entry.user] = inflight.get(entry.user, 0) + 1
-            if entry.id in ids:
-                self._await_id(entry)
-                continue
-            ids[entry.id] = entry
-            if waiting is not None or not entry.seq:
-                self._waiting.append(entry)
+            other = take_id(entry)
+            if other is not None:
+                self._await_id(entry, other)
+            elif self._by_event or not entry.seq:
+                wait(entry)
             else:
                 self._lanes.enter(entry)
         if held:
             self._meter.observe("hold_ms", held)
 
-    def _take_occupied(self, entry: Entry, existing: Entry) -> None:
-        if entry.id == existing.id:
-            self._duplicate(entry)
-            return
-        entry.reason = "stale"
-        entry.error = f"seq {entry.seq} is taken by {existing.id} at offset {existing.offset}"
-        self._look(entry)
-
     def _look(self, entry: Entry) -> None:
         """Ask whether the id is final; it takes no lock and is not run."""
         entry.look = True
-        other = self._ids.get(entry.id)
+        other = self._ids.take(entry)
         if other is None:
-            self._ids[entry.id] = entry
             self._waiting.append(entry)
         elif other.user == entry.user and other.seq == entry.seq:
             self._duplicate(entry)
         else:
-            self._id_waiters.setdefault(entry.id, []).append(entry)
+            self._ids.await_turn(entry)
 
-    def _await_id(self, entry: Entry) -> None:
+    def _await_id(self, entry: Entry, other: Entry) -> None:
         """The id is under way already; what comes of it decides."""
-        other = self._ids[entry.id]
         if not entry.seq and not other.seq and other.user == entry.user:
             self._duplicate(entry)
             return
         self._lanes.block(entry)
-        self._id_waiters.setdefault(entry.id, []).append(entry)
+        self._ids.await_turn(entry)
 
     def _free_id(self, entry: Entry) -> None:
-        """The entry's id is not under way any more: whoever waits for it may look it up."""
-        if self._ids.get(entry.id) is not entry:
-            return
-        del self._ids[entry.id]
-        waiters = self._id_waiters.pop(entry.id, None)
-        if not waiters:
-            return
-        first = waiters.pop(0)
-        self._ids[first.id] = first
-        self._waiting.append(first)
-        if waiters:
-            self._id_waiters[first.id] = waiters
+        waiter = self._ids.free(entry)
+        if waiter is not None:
+            self._waiting.append(waiter)
+
+    def _duplicate(self, entry: Entry) -> None:
+        self._meter.inc("events", 1, "duplicate")
+        self._settle(entry.offset)
 
     # --- acquire ----------------------------------------------------------------------------------
 
-    def _acquire(self, now_ms: int, requests: list[Request]) -> None:
+    def _acquire(self, requests: list[Request]) -> None:
         if self._acquiring is not None or not self._waiting:
             return
         n = self._settings.batch_max
@@ -471,23 +424,23 @@ class Pipeline:
         if self._lost(reply.status):
             return
         enter = self._lanes.enter
+        foreign = self._asides.foreign
         for i, (entry, verdict) in enumerate(zip(request.entries, reply.verdicts, strict=True)):
-            if verdict == Verdict.GRANTED:
+            if verdict == 0:  # GRANTED
                 entry.granted_ms = now_ms
                 enter(entry)
-                continue
-            if verdict == Verdict.FINAL:
+            elif verdict == Verdict.FINAL:
                 self._final(entry, reply.finals.get(i, Final()))
             elif verdict == Verdict.LOCKED:
                 self._again(entry, now_ms + LOCKED_RETRY_MS)
             elif verdict == Verdict.FOREIGN:
-                self._set_foreign(entry.user, reply.foreign.get(i, f"a key of {entry.id}"))
+                self._asides.name(entry.user, reply.foreign.get(i, f"a key of {entry.id}"))
                 self._again(entry, now_ms + FOREIGN_RETRY_MS)
                 continue
             else:
                 self._below(entry, late=verdict == Verdict.LATE)
-            if self.foreign and entry.user in self.foreign and entry.user not in self._asides:
-                del self.foreign[entry.user]
+            if foreign:
+                self._asides.clear(entry.user)
 
     def _again(self, entry: Entry, due_ms: int) -> None:
         if not entry.look:
@@ -501,11 +454,8 @@ class Pipeline:
         else:
             entry.status = "skipped"
             if not entry.error:
-                entry.error = (
-                    f"seq {entry.seq} was given up on before it arrived"
-                    if late
-                    else f"seq {entry.seq} was taken by another event"
-                )
+                how = "was given up on before it arrived" if late else "was taken by another event"
+                entry.error = f"seq {entry.seq} {how}"
                 entry.reason = "late" if late else "stale"
             if self._settings.late_policy == "skip":
                 entry.reason = ""
@@ -515,66 +465,52 @@ class Pipeline:
         """The id is final already (CONTRACT 4.4, 4.7)."""
         here = final.partition == self._partition and final.offset == entry.offset
         same = not final.status or (final.user == entry.user and final.seq == entry.seq)
-        conflict = replay = False
         if same and here and final.reason:
             # this very record, dead-lettered before a restart: its copy may never have reached the topic
-            replay = True
-            entry.status, entry.reason = final.status, _reason(final.reason)
+            entry.status, entry.reason = final.status, final.reason
             entry.attempts, entry.error = final.attempts, final.error
         elif same:
+            entry.status = "processed" if final.status == "processed" else ""
             entry.reason = ""
         else:
-            conflict = True
             entry.reason = "id_conflict"
-            entry.error = (
-                f"id {entry.id} is final as {final.status} for user {final.user}, seq {final.seq or 'none'}"
-            )
+            seq = final.seq or "none"
+            entry.error = f"id {entry.id} is final as {final.status} for user {final.user}, seq {seq}"
         if entry.seq and not entry.look:
             entry.passed = True  # in its turn it moves its user on
-            if not replay and not conflict:
+            if not entry.reason:
                 self._meter.inc("events", 1, "duplicate")
             self._free_id(entry)
             self._lanes.enter(entry)
             return
         self._free_id(entry)
-        if conflict:
+        self._lanes.drop(entry)
+        if not same:
             self._done.append(self._conflict_letter(entry))
-        elif replay:
+        elif entry.reason:
             self._to_produce.append(entry)
         else:
             self._duplicate(entry)
-        if not entry.look:
-            self._lanes.drop(entry)
 
     def _conflict_letter(self, entry: Entry) -> Entry:
         """What is dead-lettered of a record whose id belongs to another event."""
-        return replace(
-            entry,
-            id=self._intake.position_id(entry.offset),
-            letter=True,
-            look=False,
-            passed=False,
-            held=False,
-            status="",
-            reason="id_conflict",
-        )
-
-    def _duplicate(self, entry: Entry) -> None:
-        self._meter.inc("events", 1, "duplicate")
-        self._settle(entry.offset)
+        letter = copy(entry)
+        letter.id = self._intake.position_id(entry.offset)
+        letter.letter, letter.reason, letter.status = True, "id_conflict", ""
+        letter.look = letter.passed = letter.held = False
+        return letter
 
     # --- run --------------------------------------------------------------------------------------
 
     def _run(self, now_ms: int, requests: list[Request]) -> None:
-        lanes = self._lanes
-        if self._running is not None or not lanes.ready():
+        if self._running is not None or not self._lanes.ready():
             return
         n = self._settings.batch_max
         if self._run_ms:
             n = max(1, min(n, int(RUN_SLICE_MS / self._run_ms)))
-        entries = lanes.take(n)
+        entries = self._lanes.take(n)
         oldest_ms = now_ms - self._settings.inflight_ttl_ms // 2
-        if self._asides or (self._by_event and any(e.granted_ms < oldest_ms for e in entries)):
+        if self._asides or (self._by_event and min([e.granted_ms for e in entries]) < oldest_ms):
             entries = self._hold_back(entries, oldest_ms)
         if entries:
             self._running = Run(entries)
@@ -585,10 +521,9 @@ class Pipeline:
         free: list[Entry] = []
         behind: set[str | int] = set()
         for entry in entries:
-            aside = self._asides.get(entry.user) if entry.seq else None
-            if aside is not None:
-                aside.waiting.append(entry)
-            elif entry.lane in behind:
+            if self._asides.holds_back(entry):
+                continue
+            if entry.lane in behind:
                 self._lanes.enter(entry)
             elif entry.granted_ms and entry.granted_ms < oldest_ms and not entry.passed:
                 behind.add(entry.lane)
@@ -604,27 +539,22 @@ class Pipeline:
             return
         self._running = None
         done = self._done.append
-        not_run: list[Entry] = []
-        passed = 0
+        runs = 0
         for entry, outcome in zip(request.entries, outcomes, strict=True):
             if outcome is None:
-                if entry.passed:
-                    passed += 1
-                    done(entry)
-                    if entry.reason == "id_conflict":
-                        done(self._conflict_letter(entry))
-                    continue
-                entry.attempts += 1
-                entry.status = "processed"
                 done(entry)
+                if not entry.passed:
+                    runs += 1
+                    entry.attempts += 1
+                    entry.status = "processed"
+                elif entry.reason == "id_conflict":
+                    done(self._conflict_letter(entry))
             elif outcome is NOT_RUN:
-                not_run.append(entry)
+                self._lanes.enter(entry)
             else:
+                runs += 1
                 assert isinstance(outcome, BaseException)
                 self._failed(entry, outcome, now_ms)
-        for entry in not_run:
-            self._lanes.enter(entry)
-        runs = len(outcomes) - len(not_run) - passed
         if runs:
             self._meter.inc("handler_runs", runs)
             each_ms = took_ms / runs
@@ -644,7 +574,8 @@ class Pipeline:
         if s.retry_backoff == "linear":
             pause_ms: float = s.retry_backoff_ms * entry.attempts
         else:
-            pause_ms = s.retry_backoff_ms * 2 ** (entry.attempts - 1) * (0.5 + self._random.random() / 2)
+            jitter = 0.5 + self._random.random() / 2
+            pause_ms = s.retry_backoff_ms * 2.0 ** min(entry.attempts - 1, 60) * jitter
         self._lanes.block(entry)
         due_ms = now_ms + int(min(pause_ms, s.retry_backoff_max_ms))
         self._lanes.later(due_ms, partial(self._lanes.enter, entry))
@@ -658,7 +589,7 @@ class Pipeline:
         floor = self.floor
         if not batch and not groups:
             waited_ms = now_ms - self._finalized_ms
-            idle = self.idle or self.draining
+            idle = self.draining or self.idle
             risen = floor != self.acked_floor and (idle or waited_ms >= FLOOR_ONLY_MS)
             if not risen and waited_ms < HEARTBEAT_MS:
                 return
@@ -683,39 +614,31 @@ class Pipeline:
         groups: dict[str, UserEffects] = {}
         for _ in range(min(len(self._gaps), self._settings.batch_max)):
             gap = self._gaps.popleft()
-            aside = self._asides.get(gap.user)
-            if aside is not None and not aside.retrying:
-                aside.gaps.append(gap)
-                continue
-            group = groups.get(gap.user)
-            if group is None:
-                group = groups[gap.user] = UserEffects(gap.user, gap.user in self._has_next)
-            group.gaps.append(gap)
+            if not self._asides.holds_gap(gap):
+                self._group(groups, gap.user).gaps.append(gap)
         batch: list[Entry] = []
         done = self._done
-        settled = self._settled
-        held = self._held
+        settled = self._settled.append
         for _ in range(min(len(done), self._settings.batch_max)):
             entry = done.popleft()
-            ordered = entry.seq and not entry.look and not entry.letter
-            if ordered:
-                user = entry.user
-                if self._asides:
-                    aside = self._asides.get(user)
-                    if aside is not None and not aside.retrying:
-                        aside.entries.append(entry)
-                        continue
-                group = groups.get(user)
-                if group is None:
-                    group = groups[user] = UserEffects(user, user in self._has_next)
+            if entry.seq and not entry.look and not entry.letter:
+                if self._asides and self._asides.holds_entry(entry):
+                    continue
+                group = groups.get(entry.user) or self._group(groups, entry.user)
                 group.entries.append(entry)
             batch.append(entry)
             if not entry.reason:
-                if entry.offset in held:
-                    held.discard(entry.offset)
+                if self._held and entry.offset in self._held:
+                    self._held.discard(entry.offset)
                 else:
-                    settled.append(entry.offset)
+                    settled(entry.offset)
         return batch, list(groups.values())
+
+    def _group(self, groups: dict[str, UserEffects], user: str) -> UserEffects:
+        group = groups.get(user)
+        if group is None:
+            group = groups[user] = UserEffects(user, user in self._has_next)
+        return group
 
     def on_finalized(self, request: Finalize, reply: Finalized, now_ms: int, wall_ms: int) -> None:
         """Reply to Finalize. Raises Fenced."""
@@ -726,79 +649,98 @@ class Pipeline:
             return
         self.ownership.rev = request.rev
         self.acked_floor = reply.floor
-        index = 0
-        latencies: list[float] = []
-        refused = reply.refused
+        counts = dict.fromkeys(("processed", "failed", "skipped"), 0)
+        latencies: list[int] = []
+        finished: list[str] = []
+        first = 0
         for at, group in enumerate(request.groups):
-            if at in reply.foreign:
-                self._set_aside(group, group.entries, reply.foreign[at], now_ms)
-                index += len(group.entries)
-                continue
-            foreign: list[Entry] = []
-            ahead = bool(group.gaps)  # whether next: tells more than the list
-            moved = ahead
-            for entry in group.entries:
-                why = refused.get(index) if refused else None
-                index += 1
-                if why == Refusal.FOREIGN:
-                    foreign.append(entry)
-                    continue
-                moved = True
-                ahead = why is not None or entry.passed or entry.status != "processed"
-                if why is None:
-                    self._applied(entry, wall_ms, latencies)
-                else:
-                    self._refuse(entry, why)
-                self._leave(entry)
-            if moved:
-                (self._has_next.add if ahead else self._has_next.discard)(group.user)
-            if group.gaps:
-                self._gap_written(group, now_ms)
-            if foreign:
-                self._set_aside(None, foreign, f"a key of {foreign[0].id}", now_ms)
-            elif self._asides and group.user in self._asides:
-                self._rejoin(group.user)
-            if self._deferred and group.user in self._deferred and not self._inflight.get(group.user):
-                self._close([group.user], self._deferred.pop(group.user))
-        for entry in (*request.loose, *request.letters):
-            why = refused.get(index) if refused else None
+            foreign = reply.foreign.get(at) if reply.foreign else None
+            self._take_group(group, first, reply.refused, foreign, finished, counts, latencies, now_ms)
+            first += len(group.entries)
+            if wall_ms and not foreign:
+                latencies += [wall_ms - e.timestamp for e in group.entries if e.status and not e.passed]
+        for index, entry in enumerate((*request.loose, *request.letters), first):
+            why = reply.refused.get(index)
             if why is None:
-                self._applied(entry, wall_ms, latencies)
+                self._applied(entry, counts)
+                if entry.status:
+                    latencies.append(wall_ms - entry.timestamp)
             elif why == Refusal.FOREIGN:
                 self._hold(entry)
                 self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._done.append, entry))
-                self._set_foreign(entry.user, f"a key of {entry.id}")
+                self._asides.name(entry.user, f"a key of {entry.id}")
             else:
                 self._refuse(entry, why)
-            index += 1
+        self._after_finalize(request.groups, finished, now_ms)
+        for status, n in counts.items():
+            if n:
+                self._meter.inc("events", n, status)
         if latencies:
+            if min(latencies) < 0 or max(latencies) > MAX_LATENCY_MS:
+                latencies = [min(max(0, ms), MAX_LATENCY_MS) for ms in latencies]
             self._meter.observe("latency_ms", latencies)
 
-    def _applied(self, entry: Entry, wall_ms: int, latencies: list[float]) -> None:
+    def _take_group(
+        self,
+        group: UserEffects,
+        first: int,
+        refused: dict[int, Refusal],
+        foreign_key: str | None,
+        finished: list[str],
+        counts: dict[str, int],
+        latencies: list[int],
+        now_ms: int,
+    ) -> None:
+        """What came of one user's effects; `first` is the index of its first entry in the call."""
+        applied = group.entries
+        if foreign_key is not None:
+            left = [i for i in range(len(applied)) if refused.get(first + i) == Refusal.FOREIGN]
+            cut = left[0] if left else 0
+            applied, stopped = applied[:cut], applied[cut:]
+            self._set_aside(group, stopped, [] if applied else group.gaps, foreign_key, now_ms)
+        ahead = bool(group.gaps)  # whether next: tells more than the list
+        for index, entry in enumerate(applied, first):
+            why = refused.get(index) if refused else None
+            if why is None:
+                self._applied(entry, counts)
+                ahead = entry.status != "processed"
+            else:
+                self._refuse(entry, why)
+                ahead = True
+        finished += [group.user] * len(applied)
+        if ahead:
+            self._has_next.add(group.user)
+        elif applied and self._has_next:
+            self._has_next.discard(group.user)
+        if foreign_key is None and self._asides and group.user in self._asides:
+            for entry in self._asides.rejoin(group.user):
+                self._lanes.enter(entry)
+
+    def _after_finalize(self, groups: list[UserEffects], finished: list[str], now_ms: int) -> None:
+        self.buffer.finish(finished)
+        for group in groups:
+            if group.gaps and group.user not in self._asides:
+                late = self._gap_keeper.written(group.user)
+                self._take(self.buffer.open([group.user], now_ms), now_ms)
+                for entry in late:
+                    self._look(entry)
+            self._close(self._gap_keeper.close_deferred(group.user))
+
+    def _applied(self, entry: Entry, counts: dict[str, int]) -> None:
         if entry.passed:
             if entry.status and entry.reason:
                 self._to_produce.append(entry)
             return
-        if self._ids.get(entry.id) is entry:
-            self._free_id(entry)
+        waiter = self._ids.free(entry)
+        if waiter is not None:
+            self._waiting.append(waiter)
         if entry.status:
-            self._meter.inc("events", 1, entry.status)
-            latencies.append(min(max(0, wall_ms - entry.timestamp), MAX_LATENCY_MS))
+            counts[entry.status] += 1
         elif entry.reason == "invalid":
             self._meter.inc("events", 1, "invalid")
         if entry.reason:
             self._meter.inc("dead_letters", 1, entry.reason)
             self._to_produce.append(entry)
-
-    def _leave(self, entry: Entry) -> None:
-        """A sequenced entry is final: one less of its user is in flight."""
-        user = entry.user
-        left = self._inflight[user] - 1
-        if left:
-            self._inflight[user] = left
-        else:
-            del self._inflight[user]
-        self.buffer.finish([user])
 
     def _refuse(self, entry: Entry, why: Refusal) -> None:
         """Another worker made the id final meanwhile."""
@@ -807,10 +749,12 @@ class Pipeline:
             self._meter.inc("events", 1, "duplicate")
             if entry.reason:
                 self._settle(entry.offset)
+            entry.status = ""
             return
         self._hold(entry)
         entry.error = f"id {entry.id} became final under another user or seq"
         self._done.append(self._conflict_letter(entry))
+        entry.status = ""
 
     def _hold(self, entry: Entry) -> None:
         """The offset is not final after all."""
@@ -819,43 +763,24 @@ class Pipeline:
 
     # --- users set aside --------------------------------------------------------------------------
 
-    def _set_foreign(self, user: str, key: str) -> None:
-        if self.foreign.get(user) != key:
-            self.foreign[user] = key
-            self._meter.inc("foreign_keys")
-            self._warn(
-                "foreign_key", user=user, key=key, remedy="delete or rename the key; the user waits for it"
-            )
+    def _found_foreign(self, user: str, key: str) -> None:
+        self._meter.inc("foreign_keys")
+        remedy = "delete or rename the key; the user waits for it"
+        self._warn("foreign_key", user=user, key=key, remedy=remedy)
 
-    def _set_aside(self, group: UserEffects | None, entries: list[Entry], key: str, now_ms: int) -> None:
-        user = group.user if group is not None else entries[0].user
-        self._set_foreign(user, key)
-        aside = self._asides.get(user)
-        if aside is None:
-            aside = self._asides[user] = _Aside(key)
-        aside.key, aside.retrying = key, False
+    def _set_aside(
+        self, group: UserEffects, entries: list[Entry], gaps: list[Gap], key: str, now_ms: int
+    ) -> None:
+        self._asides.name(group.user, key)
         for entry in entries:
             self._hold(entry)
-        aside.entries[:0] = entries
-        if group is not None:
-            aside.gaps[:0] = group.gaps
-        self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._retry_aside, user))
+        self._asides.refuse(group.user, entries, gaps)
+        self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._retry_aside, group.user))
 
     def _retry_aside(self, user: str) -> None:
-        aside = self._asides.get(user)
-        if aside is None:
-            return
-        aside.retrying = True
-        self._done.extendleft(reversed(aside.entries))
-        self._gaps.extendleft(reversed(aside.gaps))
-        aside.entries, aside.gaps = [], []
-
-    def _rejoin(self, user: str) -> None:
-        """The user's effects were taken: its waiting events may run."""
-        aside = self._asides.pop(user)
-        self.foreign.pop(user, None)
-        for entry in aside.waiting:
-            self._lanes.enter(entry)
+        entries, gaps = self._asides.retry(user)
+        self._done.extendleft(reversed(entries))
+        self._gaps.extendleft(reversed(gaps))
 
     # --- gaps -------------------------------------------------------------------------------------
 
@@ -871,56 +796,24 @@ class Pipeline:
             self._idle_reading_ms = now_ms
         elif now_ms - self._idle_reading_ms >= PAUSE_COUNTS_MS:
             self._paused = True
-        self._unstick()
-
-    def _unstick(self) -> None:
-        """A gap that holds the floor at max_replay_records is closed early, the oldest first."""
-        if self.buffer.position - self.buffer.floor() < self._settings.max_replay_records:
-            return
-        holder = self.buffer.floor_gap()
-        if holder is not None:
-            self._close([holder[0]], "overflow")
+        # a gap that holds the floor at max_replay_records is closed early
+        if self.buffer.position - self.buffer.floor() >= self._settings.max_replay_records:
+            holder = self.buffer.floor_gap()
+            if holder is not None:
+                self._close(self._gap_keeper.close([holder[0]], "overflow"))
 
     def _expire(self, now_ms: int, requests: list[Request]) -> None:
         if self._suspended or self._paused:
             return
-        for user in self.buffer.due(now_ms):
-            # it may be another gap than the one reported before, which then needs an end of its own
-            self._reports[user] = number = next(self._reported)
-            self._due.append((user, number))
-            if self._deferred.get(user) == "timeout":
-                del self._deferred[user]
-        if self._due and self._probing is None:
-            self._probing, self._due = self._due, []
+        if self._gap_keeper.expire(now_ms):
             requests.append(FetchEnd())
-        while self._barriers and self.buffer.position >= self._barriers[0][0]:
-            reports = self._barriers.pop(0)[1]
-            self._close([user for user, number in reports if self._reports.get(user) == number], "timeout")
+        self._close(self._gap_keeper.close_read())
 
-    def _close(self, users: list[str], reason: GapReason) -> None:
-        """Give up these users' gaps; nothing beyond is run before that is written."""
-        free = []
-        for user in users:
-            if self._inflight.get(user):
-                # what is in flight lies below the gap: were the gap written first and the worker died,
-                # it would come back below the expected seq
-                self._deferred[user] = reason
-            else:
-                free.append(user)
-        # a gap that has changed since it was due has a deadline of its own
-        for user, first, last, adopt in self.buffer.close(free, only_due=reason == "timeout"):
-            why: GapReason = "reset" if adopt else reason
-            self._deferred.pop(user, None)
-            self._reports.pop(user, None)
-            self._closing[user] = []
-            self._gaps.append(Gap(user, first, last, why))
-            self._meter.inc("gaps_closed", 1, why)
-
-    def _gap_written(self, group: UserEffects, now_ms: int) -> None:
-        late = self._closing.pop(group.user, [])
-        self._take(self.buffer.open([group.user], now_ms), now_ms)
-        for entry in late:
-            self._look(entry)
+    def _close(self, gaps: list[Gap]) -> None:
+        """These gaps were given up; nothing beyond them is run before that is written."""
+        for gap in gaps:
+            self._gaps.append(gap)
+            self._meter.inc("gaps_closed", 1, gap.reason)
 
     # --- dead letters and commits -----------------------------------------------------------------
 
@@ -934,8 +827,8 @@ class Pipeline:
         """Kafka has the dead letter, or `error` tells why it has not: then it is sent again."""
         if self._producing.get(entry.offset) is not entry:
             return
-        del self._producing[entry.offset]
         if error is None:
+            del self._producing[entry.offset]
             self._settle(entry.offset)
         else:
             self._warn("dead_letter_not_acknowledged", offset=entry.offset, error=error)
@@ -950,24 +843,21 @@ class Pipeline:
     def _commit(self, now_ms: int, requests: list[Request]) -> None:
         if self.acked_floor <= self._committed:
             return
-        if self.idle or self.draining or now_ms - self._committed_ms >= self._settings.commit_interval_ms:
+        waited_ms = now_ms - self._committed_ms
+        if waited_ms >= self._settings.commit_interval_ms or self.draining or self.idle:
             self._committed = self.acked_floor
             self._committed_ms = now_ms
             requests.append(Commit(self.acked_floor))
 
     # --- the end ----------------------------------------------------------------------------------
 
-    def _drain_step(self, now_ms: int, requests: list[Request]) -> None:
-        self._lanes.fire(now_ms)  # dead letters that must be sent again
+    def _drain(self, requests: list[Request]) -> None:
         if self._acquiring is not None or self._running is not None:
             return
-        if self._release is None and not self._released:
-            left = [*self._lanes.entries(), *self._waiting]
-            for aside in self._asides.values():
-                left += aside.entries + aside.waiting
-            self._release = Release(
-                self.ownership.epoch, self.ownership.owner, [e for e in left if e.granted_ms and not e.passed]
-            )
+        if self._release is None:
+            left = [*self._lanes.entries(), *self._waiting, *self._asides.entries()]
+            locked = [entry for entry in left if entry.granted_ms and not entry.passed]
+            self._release = Release(self.ownership.epoch, self.ownership.owner, locked)
             requests.append(self._release)
         busy = self._finalizing or self._done or self._to_produce or self._producing
         self.drained = self._released and not busy and self.floor == self.acked_floor == self._committed
@@ -991,7 +881,3 @@ class Pipeline:
         self.ownership.lost(self.acked_floor)
         self._reset(self.acked_floor)
         return True
-
-
-def _reason(text: str) -> Reason:
-    return text  # type: ignore[return-value]

@@ -158,7 +158,7 @@ class ScriptSet:
         for entry in entries:
             add(event + entry.id)
             add(dedup + entry.id)
-        keys += [inflight + entry.id for entry in entries if not entry.look]
+        keys += [inflight + entry.id for entry in entries]
         looks = [index for index, entry in enumerate(entries, 1) if entry.look]
         args: list[Argument] = [
             request.epoch,
@@ -230,7 +230,8 @@ class ScriptSet:
 
     def _detail(self, index: int, entry: Entry, keys: list[str], args: list[Argument]) -> None:
         if entry.passed:
-            args += (index + 1, "", 0, "", entry.offset, "", entry.id, b"")
+            listed = int(entry.status == "processed")
+            args += (index + 1, "", listed, "", entry.offset, "", entry.id, b"")
             return
         raw: bytes = b""
         if entry.reason:
@@ -326,7 +327,7 @@ def _final(
         int(offset or -1),
         int(attempts or 0),
         error.decode(errors="replace"),
-        reason.decode(errors="replace"),
+        reason.decode(errors="replace"),  # type: ignore[arg-type]
     )
 
 

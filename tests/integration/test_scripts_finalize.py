@@ -355,11 +355,20 @@ def test_claim_after_a_flush_goes_on(me: ScriptRunner, client: Any) -> None:
 
 def test_passed_entry_moves_its_user_on_and_is_not_written(me: ScriptRunner, client: Any) -> None:
     me.finalize(group("u", entry(1, "u", 1)))
-    assert me.finalize(group("u", entry(5, "u", 2, id="e1", passed=True))).refused == {}
+    assert me.finalize(group("u", entry(5, "u", 2, id="e1", passed=True, status=""))).refused == {}
     assert client.get("next:u") == b"3"
     assert me.finalize(group("u", entry(6, "u", 3), has_next=True)).refused == {}
     assert order(client) == [1, 3]
     assert sorted(client.keys("event:*")) == [b"event:e1", b"event:e6"]
+
+
+def test_passed_entry_that_was_processed_is_seen_to_be_in_the_order(me: ScriptRunner, client: Any) -> None:
+    me.finalize(group("u", entry(1, "u", 1), entry(2, "u", 2)))
+    client.rpop("order:u")
+    assert me.finalize(group("u", entry(2, "u", 2, passed=True))).refused == {}
+    assert me.finalize(group("u", entry(2, "u", 2, passed=True))).refused == {}
+    assert order(client) == [1, 2]
+    assert client.get("next:u") is None
 
 
 # --- what is final already ------------------------------------------------------------------------

@@ -266,6 +266,9 @@ class ReorderModel:
     def expected(self, user: str) -> int:
         return self.known[user].expected if user in self.known else 0
 
+    def in_flight(self, user: str) -> int:
+        return self.known[user].inflight if user in self.known else 0
+
     def finish(self, users: list[str]) -> None:
         for name in set(users) - {""}:
             if name not in self.known or self.known[name].inflight < users.count(name):

@@ -56,6 +56,7 @@ class Twins:
             assert getattr(self.buffer, query)() == getattr(self.model, query)(), query
         for name in NAMES:
             assert self.buffer.expected(name) == self.model.expected(name), name
+            assert self.buffer.in_flight(name) == self.model.in_flight(name), name
 
     def push(self, arrivals: list[Arrival]) -> None:
         users, seqs, offsets, sizes, items = [], [], [], [], []

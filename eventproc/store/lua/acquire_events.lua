@@ -3,7 +3,7 @@
 -- KEYS
 --   1    partition:<topic>:<p>
 --   2..  per entry: event:<id>, dedup:<id>
---   then inflight:<id> of each entry that is not only looked up, in order
+--   then inflight:<id> of each entry
 --   then gaps:<user> of each entry that is only looked up, in order
 -- ARGV
 --   1  epoch
@@ -144,8 +144,8 @@ local function drop(lock_key)
 end
 
 local plain = true
-local lock_at = 1 + 2 * count
-local gaps_at = lock_at + count - looks
+local locks = 1 + 2 * count
+local gaps_at = locks + count
 local checked, present = 0, 0
 for i = 1, count do
   if i > checked then
@@ -159,21 +159,18 @@ for i = 1, count do
   local verdict, failure
   if present > 0 and call('EXISTS', KEYS[2 * i], KEYS[2 * i + 1]) > 0 then
     verdict, failure = found(KEYS[2 * i], KEYS[2 * i + 1])
+    drop(KEYS[locks + i])
     if seq then
       gaps_at = gaps_at + 1
-    else
-      lock_at = lock_at + 1
-      drop(KEYS[lock_at])
     end
   elseif seq then
     gaps_at = gaps_at + 1
     verdict, failure = look(KEYS[gaps_at], tonumber(seq))
   else
-    lock_at = lock_at + 1
-    if call('SET', KEYS[lock_at], lock, 'NX', 'PXAT', expiry) then
+    if call('SET', KEYS[locks + i], lock, 'NX', 'PXAT', expiry) then
       verdict = '0'
     else
-      verdict, failure = contend(KEYS[lock_at])
+      verdict, failure = contend(KEYS[locks + i])
     end
   end
   if failure then

@@ -52,7 +52,8 @@
 --   then per group: user, number of its entries, '1' if next:<user> may exist, number of its gaps, and per
 --        gap first, last and reason
 --   then per detail, for every entry that is not simply processed at the first attempt: its index (from 1),
---        status ('' = final already, it only moves its user on), attempts, error, offset, reason
+--        status ('' = final already, it only moves its user on; then attempts is '1' if its seq belongs in
+--        the order), attempts, error, offset, reason
 --        ('' = no dead letter), id, raw bytes of the record
 -- Returns
 --   {'ok', floor}           everything is applied; this floor is stored (-1 = none)
@@ -230,12 +231,14 @@ local function write_event(i, user, letter)
       fields[n + 7], fields[n + 8] = 'reason', ARGV[at + 5]
     end
   end
-  call('SET', KEYS[dedup_keys + i], '1', 'PXAT', dedup_expiry)
-  call('HSET', KEYS[event_keys + i], unpack(fields))
-  call('PEXPIREAT', KEYS[event_keys + i], event_expiry)
+  -- The marker comes last: were the call cut off before it and never repeated, a marker alone would pass
+  -- for a final event.
   if letter then
     write_letter(i, user, letter)
   end
+  call('HSET', KEYS[event_keys + i], unpack(fields))
+  call('PEXPIREAT', KEYS[event_keys + i], event_expiry)
+  call('SET', KEYS[dedup_keys + i], '1', 'PXAT', dedup_expiry)
   return nil, status
 end
 
@@ -280,6 +283,7 @@ local function apply(i, user)
   end
   if again then
     call('PEXPIREAT', event_key, event_expiry)
+    call('SET', dedup_key, '1', 'PXAT', dedup_expiry)
   end
   if letter then
     write_letter(i, user, letter)
@@ -299,7 +303,7 @@ local function push(order_key, first, last)
   end
 end
 
--- How many of the next writable entries have an event: key, without asking for each.
+-- How many keys there are of the next writable entries, without asking for each.
 local checked, present = 0, 0
 local function check(i)
   checked = i + chunk - 1
@@ -307,6 +311,7 @@ local function check(i)
     checked = writable
   end
   present = call('EXISTS', unpack(KEYS, event_keys + i, event_keys + checked))
+    + call('EXISTS', unpack(KEYS, dedup_keys + i, dedup_keys + checked))
 end
 
 -- The number that next:<user> holds, 0 if there is none, nil if the key is foreign.
@@ -380,15 +385,15 @@ local function apply_group(g, first, count, argument, order_key, next_key, gaps_
         code, status = FOREIGN, next_key
       end
     end
-    if not code and not at and present == 0
-      and call('SET', KEYS[dedup_keys + i], '1', 'NX', 'PXAT', dedup_expiry) then
+    if not code and not at and present == 0 then
       local key = KEYS[event_keys + i]
       call('HSET', key, 'status', 'processed', 'processedAt', now, 'attempts', '1', 'userId', user, 'type',
         ARGV[types + i], 'seq', ARGV[seqs + i])
       call('PEXPIREAT', key, event_expiry)
+      call('SET', KEYS[dedup_keys + i], '1', 'PXAT', dedup_expiry)
       status = 'processed'
     elseif not code and at and ARGV[at + 1] == '' then
-      status = 'passed'
+      status = ARGV[at + 2] == '1' and 'processed' or 'passed'
     elseif not code then
       code, status = apply(i, user)
       if code ~= FOREIGN and not stored_next and (code == CONFLICT or status ~= 'processed') then

@@ -1,0 +1,105 @@
+"""When a gap may be given up (CONTRACT 4.2): past its deadline, and the log read up to where it ended then.
+
+Closing has three steps: the buffer gives the gap up (`Gap`), the closing is written to Redis, and only then
+is what lies beyond released.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+from eventproc._reorder import ReorderBuffer
+from eventproc.effects import Entry, Gap, GapReason
+
+_Report = tuple[str, int]  # user, number
+
+
+class GapKeeper:
+    """Decides which gaps are closed, and keeps what arrives for a user while its closing is written."""
+
+    def __init__(self, buffer: ReorderBuffer) -> None:
+        self._buffer = buffer
+        self._reports: dict[str, int] = {}  # user -> number of the latest report that its gap is due
+        self._reported = count(1)
+        self._due: list[_Report] = []  # gaps past their deadline
+        self._probing: list[_Report] | None = None  # those for which the partition's end is asked
+        self._barriers: list[tuple[int, list[_Report]]] = []  # and those that wait until it is read
+        self._deferred: dict[str, GapReason] = {}  # to be closed once nothing of the user is in flight
+        self._closing: dict[str, list[Entry]] = {}  # user -> arrivals below meanwhile
+
+    def expire(self, now_ms: int) -> bool:
+        """Take up what is due; True: the partition's end is to be asked for."""
+        for user in self._buffer.due(now_ms):
+            # it may be another gap than the one reported before, which then needs an end of its own
+            self._reports[user] = number = next(self._reported)
+            self._due.append((user, number))
+            if self._deferred.get(user) == "timeout":
+                del self._deferred[user]
+        if not self._due or self._probing is not None:
+            return False
+        self._probing, self._due = self._due, []
+        return True
+
+    def on_end_offset(self, end: int) -> None:
+        """The partition ended there."""
+        if self._probing is not None:
+            self._barriers.append((end, self._probing))
+            self._probing = None
+
+    def close_read(self) -> list[Gap]:
+        """Close the due gaps whose end has been read."""
+        gaps: list[Gap] = []
+        while self._barriers and self._buffer.position >= self._barriers[0][0]:
+            reports = self._barriers.pop(0)[1]
+            users = [user for user, number in reports if self._reports.get(user) == number]
+            gaps += self.close(users, "timeout")
+        return gaps
+
+    def close(self, users: list[str], reason: GapReason) -> list[Gap]:
+        """Give up these users' gaps; those of users with something in flight, once it is final.
+
+        What is in flight lies below the gap: were the gap written first and the worker died, it would
+        come back below the expected seq.
+        """
+        free = []
+        for user in users:
+            if self._buffer.in_flight(user):
+                self._deferred[user] = reason
+            else:
+                free.append(user)
+        gaps = []
+        # a gap that has changed since it was due has a deadline of its own
+        for user, first, last, adopt in self._buffer.close(free, only_due=reason == "timeout"):
+            self._deferred.pop(user, None)
+            self._reports.pop(user, None)
+            self._closing[user] = []
+            gaps.append(Gap(user, first, last, "reset" if adopt else reason))
+        return gaps
+
+    def close_deferred(self, user: str) -> list[Gap]:
+        """Something of the user became final: close its gap, if that was waited for."""
+        if user not in self._deferred or self._buffer.in_flight(user):
+            return []
+        return self.close([user], self._deferred.pop(user))
+
+    def holds(self, entry: Entry) -> bool:
+        """Keep an arrival below the expected seq while its user's closing is written: the ledger, which
+        decides what it is, is not complete."""
+        late = self._closing.get(entry.user)
+        if late is None:
+            return False
+        late.append(entry)
+        return True
+
+    def written(self, user: str) -> list[Entry]:
+        """The closing is written: the arrivals that were kept."""
+        return self._closing.pop(user, [])
+
+    def restart(self, now_ms: int) -> None:
+        """Time so far does not count: every full gap timeout starts anew."""
+        self._buffer.restart_timers(now_ms)
+        self._due.clear()
+        self._reports.clear()
+        self._barriers.clear()
+        self._probing = None
+        self._deferred = {user: why for user, why in self._deferred.items() if why != "timeout"}

@@ -1,0 +1,38 @@
+"""Ids that are under way: the same id is never looked up, locked or run twice at a time (CONTRACT 4.4)."""
+
+from __future__ import annotations
+
+from eventproc.effects import Entry
+
+
+class InflightIds:
+    """Ids from their look-up until they are final, and the entries that wait for one of them."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, Entry] = {}
+        self._waiters: dict[str, list[Entry]] = {}
+
+    def take(self, entry: Entry) -> Entry | None:
+        """Claim the entry's id; answers the entry that has it, if one has."""
+        other = self._ids.setdefault(entry.id, entry)
+        return None if other is entry else other
+
+    def await_turn(self, entry: Entry) -> None:
+        """Wait until the id is free; `free` hands the entry out then."""
+        self._waiters.setdefault(entry.id, []).append(entry)
+
+    def free(self, entry: Entry) -> Entry | None:
+        """The entry's id is under way no more; answers who waited for it, and has it now."""
+        if self._ids.get(entry.id) is not entry:
+            return None
+        del self._ids[entry.id]
+        if not self._waiters:
+            return None
+        waiters = self._waiters.pop(entry.id, None)
+        if not waiters:
+            return None
+        first = waiters.pop(0)
+        self._ids[first.id] = first
+        if waiters:
+            self._waiters[first.id] = waiters
+        return first

@@ -1,0 +1,146 @@
+"""A worker that dies at each named point of its way: nothing is lost, doubled or out of order."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import get_args
+
+import psutil
+import pytest
+
+from eventproc.crashpoints import POINTS, Point
+from eventproc.workload import Workload
+from tests.faults.conftest import Deploy
+from tests.integration.conftest import BrokerUnderTest
+from tests.integration.deployment import Deployment, event
+from tests.integration.supervised import wait_for
+
+pytestmark = pytest.mark.timeout(120)
+
+#: At which pass the worker of partition 0 dies: in the midst of the work where there are many passes.
+PASSES = {"claim": 1, "load": 2, "commit": 2, "release": 1, "produce": 5, "acquire": 7, "run": 7, "finalize": 7}
+PARTITIONS = 2
+
+
+def workload_for(it: Deployment, late_events: int = 2) -> Workload:
+    """About 1,000 events in half a second, so that there are many batches."""
+    return Workload(
+        topic=it.topic,
+        users=100,
+        shuffle_window=50,
+        duplicate_ratio=0.05,
+        failing_ratio=0.04,
+        missing_seqs=2,
+        late_events=late_events,
+        invalid_records=4,
+        stale=3,
+        conflicts=3,
+        unsequenced_ratio=0.02,
+        tombstones=2,
+        rate=2000,
+    )
+
+
+def crash_at(point: str, action: str = "kill") -> str:
+    return f"{point}:{PASSES[point.partition('_')[2]]}:{action}:0"
+
+
+def at_release(point: str) -> bool:
+    return point.endswith("_release")
+
+
+def stopped_worker(it: Deployment, partition: int) -> Callable[[], int]:
+    """Tells the worker's pid once it has been stopped (SIGSTOP)."""
+    pid = it.worker_pids()[partition]
+
+    def look() -> int:
+        return pid if psutil.Process(pid).status() == psutil.STATUS_STOPPED else 0
+
+    return look
+
+
+def run_through(it: Deployment, point: str) -> None:
+    """Let partition 0's worker die at `point` under load; all must come right."""
+    it.start(crash_at=crash_at(point))
+    it.produce(workload_for(it))
+    it.until(lambda: it.worker(0)["restarts"] == 1, f"the death at {point}")
+    it.idle()
+    assert [worker["restarts"] for worker in it.status()["workers"]] == [1] + [0] * (it.partitions - 1)
+    assert "was killed by SIGKILL" in it.log()
+    check(it, late_events=2)
+
+
+def check(it: Deployment, late_events: int) -> None:
+    """Everything is as if nothing had happened, but that some events ran again."""
+    totals = it.audit(crashed=True).totals
+    assert totals.processed > 850
+    assert totals.failed > 15
+    assert totals.conflicts == 3
+    assert totals.skipped == late_events + 3
+    assert it.locks() == []
+    assert it.stop() == 0
+    assert it.committed() == it.floors() == it.ends_of()
+
+
+def test_every_point_has_a_pass() -> None:
+    assert {point.partition("_")[2] for point in POINTS} == set(PASSES)
+    assert get_args(Point) == POINTS
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if not at_release(point)])
+def test_death_at(point: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    run_through(deploy(embedded_broker, partitions=PARTITIONS), point)
+
+
+@pytest.mark.parametrize("point", ["after_run", "after_finalize", "after_produce", "before_commit"])
+def test_death_on_a_real_kafka_at(point: str, kafka_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    run_through(deploy(kafka_broker, partitions=PARTITIONS), point)
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if at_release(point)])
+def test_death_in_the_drain_at(point: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    """The worker is stopped there, so as to see it there, and then killed."""
+    it = deploy(embedded_broker, partitions=PARTITIONS, processing_delay_ms=4)
+    it.start(crash_at=crash_at(point, "stop"))
+    look = stopped_worker(it, 0)
+    it.produce(workload_for(it, late_events=0))
+    it.signal(signal.SIGTERM)
+    pid = wait_for(look, 20, f"the stop at {point}")
+    if point == "before_release":
+        assert it.locks() != []  # what was granted and not run
+    psutil.Process(pid).kill()
+    assert it.ends() == 0
+    assert it.floors()[0] < it.ends_of()[0]  # there was work left
+
+    it.start()
+    it.idle()
+    check(it, late_events=0)
+
+
+@pytest.mark.parametrize("point", ["after_acquire", "before_finalize"])
+def test_a_worker_that_hangs_is_killed_and_the_others_go_on(
+    point: str, embedded_broker: BrokerUnderTest, deploy: Deploy
+) -> None:
+    it = deploy(embedded_broker, partitions=PARTITIONS, heartbeat_timeout_ms=3000)
+    it.start(crash_at=crash_at(point, "stop"))
+    look = stopped_worker(it, 0)
+    it.produce(workload_for(it, late_events=0))
+    it.until(look, "the stop")
+    other = it.user("alive", 1)
+    it.send(event(other, 1))
+    it.final(f"{other}-1")
+    assert it.worker(0)["restarts"] == 0  # it still hangs
+    it.until(lambda: it.worker(0)["restarts"] == 1, "its end")
+    assert "no progress for" in it.log()
+    assert it.worker(1)["restarts"] == 0
+    it.idle()
+    totals = it.audit(crashed=True, ledger=False).totals
+    assert totals.failed > 15
+    assert it.stop() == 0
+
+
+def test_a_misspelt_point_ends_the_start(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    it = deploy(embedded_broker).start(crash_at="before_lunch", ready=False)
+    assert it.ends() == 3
+    assert "EVENTPROC_CRASH_AT=before_lunch" in it.log()
