@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from eventproc.effects import Entry, Gap
@@ -41,7 +41,7 @@ class Asides:
         if user not in self._asides:
             self.foreign.pop(user, None)
 
-    def refuse(self, user: str, entries: list[Entry], gaps: list[Gap]) -> None:
+    def refuse(self, user: str, entries: list[Entry], gaps: Sequence[Gap]) -> None:
         """These effects were refused: they go first when the user is tried again."""
         aside = self._asides.setdefault(user, _Aside())
         aside.retrying = False

@@ -8,6 +8,7 @@ partition's worker looks at it, so that the one started instead lives.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -36,20 +37,25 @@ Point = Literal[
 ]
 POINTS: tuple[Point, ...] = get_args(Point)
 
+_FORM = re.compile(
+    r"(?P<point>\w+)(:(?P<count>[1-9]\d*)?(:(?P<action>kill|stop)?(:(?P<partition>\d+)?)?)?)?", re.ASCII
+)
+
 
 def from_environment(partition: int, start_count: int) -> Callable[[Point], None] | None:
     """What to call at each point; None when nothing is to happen, which is the rule."""
     text = os.environ.get(VARIABLE, "")
     if not text or start_count:
         return None
-    point, count, action, only = (*text.split(":"), "", "", "")[:4]
-    if point not in POINTS or action not in ("", "kill", "stop"):
+    found = _FORM.fullmatch(text)
+    if found is None or found["point"] not in POINTS:
         raise ConfigError(
             f"{VARIABLE}={text}: not <point>[:<count>[:kill|stop[:<partition>]]]; points: {POINTS}"
         )
-    if only and int(only) != partition:
+    if found["partition"] and int(found["partition"]) != partition:
         return None
-    return _Fuse(point, int(count or 1), signal.SIGSTOP if action == "stop" else signal.SIGKILL)
+    number = signal.SIGSTOP if found["action"] == "stop" else signal.SIGKILL
+    return _Fuse(found["point"], int(found["count"] or 1), number)
 
 
 class _Fuse:

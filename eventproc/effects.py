@@ -7,6 +7,7 @@ are ints with 0 for "unsequenced".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol
@@ -189,7 +190,6 @@ class Acquired:
     foreign: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
 class UserEffects:
     """What a finalize call writes for one user, atomically and in this order: gaps, then entries by seq.
 
@@ -199,10 +199,22 @@ class UserEffects:
     seen to be in the order list, too.
     """
 
-    user: str
-    has_next: bool
-    gaps: list[Gap] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
+    __slots__ = ("entries", "gaps", "has_next", "user")
+
+    def __init__(
+        self,
+        user: str,
+        has_next: bool,
+        gaps: Sequence[Gap] = (),
+        entries: list[Entry] | None = None,
+    ) -> None:
+        self.user = user
+        self.has_next = has_next
+        self.gaps = gaps
+        self.entries: list[Entry] = [] if entries is None else entries
+
+    def __repr__(self) -> str:
+        return f"UserEffects({self.user!r}, {self.has_next}, {self.gaps}, {self.entries})"
 
 
 @dataclass(slots=True)

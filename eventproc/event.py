@@ -109,19 +109,17 @@ class Validator:
         id = document.get("id")
         user = document.get("userId")
         kind = document.get("type")
-        # The common case in one expression: short printable ASCII.
+        # The common case in one expression: short, printable ASCII, not blank.
         if not (
             type(id) is str
             and type(user) is str
             and type(kind) is str
-            and (id + user + kind).isascii()
-            and (id + user + kind).isprintable()
-            and 0 < len(id) <= MAX_ID_BYTES
-            and 0 < len(user) <= MAX_ID_BYTES
-            and 0 < len(kind) <= MAX_ID_BYTES
-            and not id.isspace()
-            and not user.isspace()
-            and not kind.isspace()
+            and id.strip()
+            and user.strip()
+            and kind.strip()
+            and (names := id + user + kind).isascii()
+            and names.isprintable()
+            and len(names) <= MAX_ID_BYTES
         ):
             check_name("id", id)
             check_name("userId", user)

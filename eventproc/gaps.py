@@ -76,11 +76,12 @@ class GapKeeper:
             gaps.append(Gap(user, first, last, "reset" if adopt else reason))
         return gaps
 
-    def close_deferred(self, user: str) -> list[Gap]:
-        """Something of the user became final: close its gap, if that was waited for."""
-        if user not in self._deferred or self._buffer.in_flight(user):
-            return []
-        return self.close([user], self._deferred.pop(user))
+    def close_deferred(self) -> list[Gap]:
+        """Something became final: close the gaps for which that was waited for."""
+        gaps: list[Gap] = []
+        for user in [user for user in self._deferred if not self._buffer.in_flight(user)]:
+            gaps += self.close([user], self._deferred.pop(user))
+        return gaps
 
     def holds(self, entry: Entry) -> bool:
         """Keep an arrival below the expected seq while its user's closing is written: the ledger, which

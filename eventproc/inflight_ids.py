@@ -21,6 +21,15 @@ class InflightIds:
         """Wait until the id is free; `free` hands the entry out then."""
         self._waiters.setdefault(entry.id, []).append(entry)
 
+    def free_all(self, entries: list[Entry]) -> list[Entry]:
+        """`free` for entries that have their ids."""
+        ids = self._ids
+        if self._waiters:
+            return [waiter for waiter in map(self.free, entries) if waiter is not None]
+        for entry in entries:
+            ids.pop(entry.id, None)
+        return []
+
     def free(self, entry: Entry) -> Entry | None:
         """The entry's id is under way no more; answers who waited for it, and has it now."""
         if self._ids.get(entry.id) is not entry:

@@ -7,7 +7,7 @@ only its head may run, and only once nothing keeps it: its lock, its id, a retry
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import count
 
@@ -17,56 +17,71 @@ Lane = str | int
 
 
 class Lanes:
-    """Entries by lane, and timers for those that have to wait."""
+    """Entries by lane, and timers for those that have to wait.
+
+    Entries of lanes in which nothing waits stand in one line, in the order in which they came. Once an
+    entry has to wait its lane is *kept apart*, in order of seq, until it is empty.
+    """
 
     def __init__(self) -> None:
-        self._lanes: dict[Lane, list[Entry]] = {}
-        self._ready: OrderedDict[Lane, None] = OrderedDict()  # lanes whose head may run
+        self._line: deque[Entry] = deque()
+        self._apart: dict[Lane, list[Entry]] = {}
+        self._ready: OrderedDict[Lane, None] = OrderedDict()  # lanes kept apart whose head may run
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._count = count()
 
     def ready(self) -> int:
-        """Entries in lanes whose head may run; about what `take` would give in the end."""
-        return sum([len(self._lanes[lane]) for lane in self._ready])
+        """How many entries `take` would give, were it asked for all; about, where lanes are kept apart."""
+        if not self._ready:
+            return len(self._line)
+        return len(self._line) + sum([len(self._apart[lane]) for lane in self._ready])
 
     def enter(self, entry: Entry) -> None:
         """The entry may run as soon as it is the head of its lane."""
-        entry.go = True
-        lane = entry.lane
-        entries = self._lanes.get(lane)
-        if entries is None:
-            entry.held = True
-            self._lanes[lane] = [entry]
-            self._ready[lane] = None
+        if not self._apart or entry.lane not in self._apart:
+            self._line.append(entry)
             return
+        entry.go = True
+        entries = self._apart[entry.lane]
         if not entry.held:
             self._insert(entries, entry)
         if entries[0].go:
-            self._ready[lane] = None
+            self._ready[entry.lane] = None
 
     def block(self, entry: Entry) -> None:
         """The entry has to wait until `enter`, and so has all of its lane behind it."""
         entry.go = False
-        entries = self._lanes.setdefault(entry.lane, [])
+        entries = self._keep_apart(entry.lane)
         if not entry.held:
             self._insert(entries, entry)
         if not entries[0].go:
             self._ready.pop(entry.lane, None)
 
+    def put_back(self, entries: list[Entry]) -> None:
+        """Entries that were taken did not run: they are still ahead of what came to their lane since."""
+        for entry in entries:
+            self._keep_apart(entry.lane)
+            self.enter(entry)
+
     def drop(self, entry: Entry) -> None:
         """The entry is done with although it never ran; what stood behind it may move."""
         if not entry.held:
             return
-        entries = self._lanes[entry.lane]
+        entries = self._apart[entry.lane]
         entries.remove(entry)
         self._took(entry.lane, entries, [entry])
 
     def take(self, most: int) -> list[Entry]:
         """Entries to run now, in this order; they are in no lane any more."""
-        taken: list[Entry] = []
+        line = self._line
+        if len(line) <= most:
+            taken = list(line)
+            line.clear()
+        else:
+            taken = [line.popleft() for _ in range(most)]
         while self._ready and len(taken) < most:
             lane = next(iter(self._ready))
-            entries = self._lanes[lane]
+            entries = self._apart[lane]
             n, room = 0, most - len(taken)
             while n < len(entries) and n < room and entries[n].go:
                 n += 1
@@ -93,13 +108,25 @@ class Lanes:
 
     def entries(self) -> list[Entry]:
         """Everything in all lanes."""
-        return [entry for entries in self._lanes.values() for entry in entries]
+        return [*self._line, *[entry for entries in self._apart.values() for entry in entries]]
 
     def is_idle(self) -> bool:
         """Nothing is ready, nothing waits."""
-        return not self._lanes and not self._timers
+        return not (self._line or self._apart or self._timers)
 
-    def _insert(self, entries: list[Entry], entry: Entry) -> None:
+    def _keep_apart(self, lane: Lane) -> list[Entry]:
+        entries = self._apart.get(lane)
+        if entries is None:
+            entries = self._apart[lane] = [entry for entry in self._line if entry.lane == lane]
+            if entries:
+                self._line = deque([entry for entry in self._line if entry.lane != lane])
+                for entry in entries:
+                    entry.held = entry.go = True
+                self._ready[lane] = None
+        return entries
+
+    @staticmethod
+    def _insert(entries: list[Entry], entry: Entry) -> None:
         entry.held = True
         at = len(entries)
         while at and entries[at - 1].seq > entry.seq:
@@ -114,4 +141,4 @@ class Lanes:
             return
         self._ready.pop(lane, None)
         if not entries:
-            del self._lanes[lane]
+            del self._apart[lane]

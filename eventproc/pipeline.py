@@ -14,7 +14,7 @@ The way of an entry (CONTRACT section 4):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import partial
 from random import Random
@@ -524,7 +524,7 @@ class Pipeline:
             if self._asides.holds_back(entry):
                 continue
             if entry.lane in behind:
-                self._lanes.enter(entry)
+                self._lanes.put_back([entry])
             elif entry.granted_ms and entry.granted_ms < oldest_ms and not entry.passed:
                 behind.add(entry.lane)
                 self._lanes.block(entry)
@@ -539,6 +539,7 @@ class Pipeline:
             return
         self._running = None
         done = self._done.append
+        not_run: list[Entry] = []
         runs = 0
         for entry, outcome in zip(request.entries, outcomes, strict=True):
             if outcome is None:
@@ -550,11 +551,13 @@ class Pipeline:
                 elif entry.reason == "id_conflict":
                     done(self._conflict_letter(entry))
             elif outcome is NOT_RUN:
-                self._lanes.enter(entry)
+                not_run.append(entry)
             else:
                 runs += 1
                 assert isinstance(outcome, BaseException)
                 self._failed(entry, outcome, now_ms)
+        if not_run:
+            self._lanes.put_back(not_run)
         if runs:
             self._meter.inc("handler_runs", runs)
             each_ms = took_ms / runs
@@ -615,30 +618,31 @@ class Pipeline:
         for _ in range(min(len(self._gaps), self._settings.batch_max)):
             gap = self._gaps.popleft()
             if not self._asides.holds_gap(gap):
-                self._group(groups, gap.user).gaps.append(gap)
+                groups[gap.user] = UserEffects(gap.user, gap.user in self._has_next, (gap,))
         batch: list[Entry] = []
         done = self._done
-        settled = self._settled.append
+        settled: list[int] = []
+        has_next = self._has_next
         for _ in range(min(len(done), self._settings.batch_max)):
             entry = done.popleft()
             if entry.seq and not entry.look and not entry.letter:
+                user = entry.user
                 if self._asides and self._asides.holds_entry(entry):
                     continue
-                group = groups.get(entry.user) or self._group(groups, entry.user)
-                group.entries.append(entry)
+                group = groups.get(user)
+                if group is None:
+                    groups[user] = UserEffects(user, user in has_next, (), [entry])
+                else:
+                    group.entries.append(entry)
             batch.append(entry)
             if not entry.reason:
-                if self._held and entry.offset in self._held:
-                    self._held.discard(entry.offset)
-                else:
-                    settled(entry.offset)
+                settled.append(entry.offset)
+        if self._held:
+            for offset in settled:
+                self._settle(offset)
+        else:
+            self._settled += settled
         return batch, list(groups.values())
-
-    def _group(self, groups: dict[str, UserEffects], user: str) -> UserEffects:
-        group = groups.get(user)
-        if group is None:
-            group = groups[user] = UserEffects(user, user in self._has_next)
-        return group
 
     def on_finalized(self, request: Finalize, reply: Finalized, now_ms: int, wall_ms: int) -> None:
         """Reply to Finalize. Raises Fenced."""
@@ -650,28 +654,41 @@ class Pipeline:
         self.ownership.rev = request.rev
         self.acked_floor = reply.floor
         counts = dict.fromkeys(("processed", "failed", "skipped"), 0)
-        latencies: list[int] = []
+        applied: list[Entry] = []  # simply processed
         finished: list[str] = []
         first = 0
+        plain = not (reply.refused or reply.foreign or self._asides)
         for at, group in enumerate(request.groups):
-            foreign = reply.foreign.get(at) if reply.foreign else None
-            self._take_group(group, first, reply.refused, foreign, finished, counts, latencies, now_ms)
+            last = group.entries[-1] if group.entries else None
+            if plain and last is not None and last.status == "processed" and not last.passed:
+                self._has_next.discard(group.user)
+                for entry in group.entries:
+                    finished.append(group.user)
+                    if entry.reason or entry.passed:
+                        self._applied(entry, counts)
+                    else:
+                        applied.append(entry)
+            else:
+                foreign = reply.foreign.get(at)
+                self._take_group(group, first, reply.refused, foreign, finished, counts, now_ms)
             first += len(group.entries)
-            if wall_ms and not foreign:
-                latencies += [wall_ms - e.timestamp for e in group.entries if e.status and not e.passed]
         for index, entry in enumerate((*request.loose, *request.letters), first):
             why = reply.refused.get(index)
             if why is None:
                 self._applied(entry, counts)
-                if entry.status:
-                    latencies.append(wall_ms - entry.timestamp)
             elif why == Refusal.FOREIGN:
                 self._hold(entry)
                 self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._done.append, entry))
                 self._asides.name(entry.user, f"a key of {entry.id}")
             else:
                 self._refuse(entry, why)
-        self._after_finalize(request.groups, finished, now_ms)
+        self._waiting += self._ids.free_all(applied)
+        counts["processed"] += len(applied)
+        self.buffer.finish(finished)
+        self._release_gaps(request.groups, now_ms)
+        self._observe(counts, [wall_ms - entry.timestamp for entry in applied])
+
+    def _observe(self, counts: dict[str, int], latencies: list[int]) -> None:
         for status, n in counts.items():
             if n:
                 self._meter.inc("events", n, status)
@@ -688,7 +705,6 @@ class Pipeline:
         foreign_key: str | None,
         finished: list[str],
         counts: dict[str, int],
-        latencies: list[int],
         now_ms: int,
     ) -> None:
         """What came of one user's effects; `first` is the index of its first entry in the call."""
@@ -713,18 +729,17 @@ class Pipeline:
         elif applied and self._has_next:
             self._has_next.discard(group.user)
         if foreign_key is None and self._asides and group.user in self._asides:
-            for entry in self._asides.rejoin(group.user):
-                self._lanes.enter(entry)
+            self._lanes.put_back(self._asides.rejoin(group.user))
 
-    def _after_finalize(self, groups: list[UserEffects], finished: list[str], now_ms: int) -> None:
-        self.buffer.finish(finished)
+    def _release_gaps(self, groups: list[UserEffects], now_ms: int) -> None:
+        """What lies beyond a gap whose closing is written may run; others may be closed now."""
         for group in groups:
             if group.gaps and group.user not in self._asides:
                 late = self._gap_keeper.written(group.user)
                 self._take(self.buffer.open([group.user], now_ms), now_ms)
                 for entry in late:
                     self._look(entry)
-            self._close(self._gap_keeper.close_deferred(group.user))
+        self._close(self._gap_keeper.close_deferred())
 
     def _applied(self, entry: Entry, counts: dict[str, int]) -> None:
         if entry.passed:
@@ -769,7 +784,7 @@ class Pipeline:
         self._warn("foreign_key", user=user, key=key, remedy=remedy)
 
     def _set_aside(
-        self, group: UserEffects, entries: list[Entry], gaps: list[Gap], key: str, now_ms: int
+        self, group: UserEffects, entries: list[Entry], gaps: Sequence[Gap], key: str, now_ms: int
     ) -> None:
         self._asides.name(group.user, key)
         for entry in entries:
