@@ -146,3 +146,7 @@ class ReorderBuffer:
 
 def partition_of(user: str, partitions: int) -> int:
     """The partition that Kafka's murmur2 partitioner gives the UTF-8 key `user` (Java DefaultPartitioner)."""
+
+def is_plain(a: object, b: object, c: object) -> bool:
+    """Whether each is a str of 1 to 256 printable ASCII characters, not all of them spaces: an id, a userId
+    or a type that needs no closer look."""

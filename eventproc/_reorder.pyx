@@ -19,6 +19,11 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, qsort, realloc
 from libc.string cimport memset
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    void* PyUnicode_DATA(object text)
+
 from heapq import heappop, heappush
 
 cdef int64_t MAX_SEQ = (<int64_t>1 << 53) - 1
@@ -1006,3 +1011,27 @@ def partition_of(str user not None, partitions not None):
     h *= <uint32_t>0x5BD1E995
     h ^= h >> 15
     return (h & 0x7FFFFFFF) % count
+
+
+
+cdef bint _is_plain(object text) noexcept:
+    cdef Py_ssize_t length
+    cdef Py_ssize_t i
+    cdef const uint8_t* characters
+    cdef bint blank = True
+    if not PyUnicode_CheckExact(text) or not PyUnicode_IS_COMPACT_ASCII(text):
+        return False
+    length = PyUnicode_GET_LENGTH(text)
+    if length > 256:
+        return False
+    characters = <const uint8_t*>PyUnicode_DATA(text)
+    for i in range(length):
+        if characters[i] < 0x20 or characters[i] > 0x7E:
+            return False
+        if characters[i] != 0x20:
+            blank = False
+    return not blank
+
+
+def is_plain(a, b, c):
+    return _is_plain(a) and _is_plain(b) and _is_plain(c)

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from eventproc._reorder import is_plain
 from eventproc.effects import Record
 
 MAX_ID_BYTES = 256
@@ -109,18 +110,7 @@ class Validator:
         id = document.get("id")
         user = document.get("userId")
         kind = document.get("type")
-        # The common case in one expression: short, printable ASCII, not blank.
-        if not (
-            type(id) is str
-            and type(user) is str
-            and type(kind) is str
-            and id.strip()
-            and user.strip()
-            and kind.strip()
-            and (names := id + user + kind).isascii()
-            and names.isprintable()
-            and len(names) <= MAX_ID_BYTES
-        ):
+        if not is_plain(id, user, kind):
             check_name("id", id)
             check_name("userId", user)
             check_name("type", kind)

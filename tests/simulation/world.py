@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -281,7 +281,7 @@ class World:
         self.down = False
         self.history: list[str] = []
 
-    # --- what is written --------------------------------------------------------------------------------
+    # --- what is written --------------------------------------------------------------------------
 
     def _workload(self) -> list[bytes | None]:
         rng = self.random
@@ -340,7 +340,7 @@ class World:
         payload = {"seq": seq} if seq else {}
         return orjson.dumps({"id": id, "userId": user, "type": "t", "payload": payload})
 
-    # --- actions ------------------------------------------------------------------------------------------
+    # --- actions ----------------------------------------------------------------------------------
 
     def _start(self, force: bool) -> SimulatedWorker:
         self.workers += 1
@@ -472,11 +472,12 @@ class World:
 
     def commit(self, offset: int) -> None:
         stored = self._field(f"partition:{TOPIC}:0", "offset")
-        if stored is not None and offset > int(stored) and not (self.zombies or self.forgiven or self.snapshots):
+        lossy = self.zombies or self.forgiven or self.snapshots
+        if stored is not None and offset > int(stored) and not lossy:
             raise Violation(f"committed {offset} above the floor {int(stored)} in Redis")
         self.committed = offset
 
-    # --- faults ---------------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------
 
     def _fault(self, kind: str) -> None:
         self.history.append(kind)
@@ -590,7 +591,7 @@ class World:
                 raise Violation(f"locks left by a drain: {left}")
         self._bury(worker, "drained")
 
-    # --- rest and judgement -----------------------------------------------------------------------------------
+    # --- rest and judgement -----------------------------------------------------------------------
 
     def _rest(self) -> None:
         self.down = False
@@ -637,9 +638,9 @@ class World:
                 raise Violation(f"floor {floor} passed offset {record.place} ({id}), which is not final")
             where = self._field(f"event:{id}", "offset")
             dropped = status == b"skipped" and self.settings.late_policy == "skip"
-            if where is not None and int(where) == record.place and not dropped:
-                if record.place not in self.dead_letters:
-                    raise Violation(f"floor {floor} passed the dead letter at {record.place}, not produced")
+            here = where is not None and int(where) == record.place and not dropped
+            if here and record.place not in self.dead_letters:
+                raise Violation(f"floor {floor} passed the dead letter at {record.place}, not produced")
         self.checked_floor = max(self.checked_floor, floor)
 
     def judge_gap(self, worker: SimulatedWorker, user: str, first: int, last: int) -> None:
@@ -693,7 +694,7 @@ class World:
     def _judge_orders(self, dump: dict[bytes, Any], hashes: dict[str, Any], judged: list[Any]) -> None:
         for user in {d["userId"] for _, d in judged}:
             order = [int(seq) for seq in dump.get(f"order:{user}".encode(), ([], 0))[0]]
-            if any(a >= b for a, b in zip(order, order[1:], strict=False)):
+            if any(a >= b for a, b in pairwise(order)):
                 raise Violation(f"order of {user} is not increasing: {order}")
             processed = {
                 int(value[b"seq"])
@@ -743,6 +744,3 @@ def simulate(seed: int, **options: Any) -> dict[str, int]:
     world = World(seed, **options)
     world.run()
     return world.counts
-
-
-Simulate = Callable[[int], dict[str, int]]

@@ -43,7 +43,7 @@ LAYERS = {
 
 #: What each layer may import besides itself.
 MAY_IMPORT = {
-    "leaves": set[str](),
+    "leaves": {"core"},
     "core": set[str](),
     "machine": {"leaves", "core"},
     "broker": {"leaves", "core"},

@@ -1,0 +1,153 @@
+"""Thousands of simulated histories, each with faults; and proof that the simulation can fail.
+
+A failing seed is named in the message; `python -m tests.simulation.replay SEED` plays it again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+from eventproc._reorder import ReorderBuffer
+from eventproc.effects import Finalized
+from eventproc.gaps import GapKeeper
+from eventproc.lanes import Lanes
+from eventproc.pipeline import Pipeline
+from tests.simulation.world import FAULTS, Violation, World, simulate
+
+SEEDS = int(os.environ.get("EVENTPROC_TEST_SEEDS", "2000"))
+CHUNK = 50
+
+
+def _chunk(first: int) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for seed in range(first, min(first + CHUNK, SEEDS)):
+        counts.update(simulate(seed))
+    return counts
+
+
+@pytest.mark.timeout(1200)
+def test_no_history_loses_doubles_or_reorders_an_event() -> None:
+    counts: Counter[str] = Counter()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=context) as pool:
+        for part in pool.map(_chunk, range(0, SEEDS, CHUNK)):
+            counts.update(part)
+    for fault in FAULTS:
+        assert counts[f"fault:{fault}"] >= SEEDS // 4, (fault, counts)
+    for what in ("rewinds", "gaps_closed{timeout}", "gaps_closed{overflow}", "gaps_closed{reset}", "retries"):
+        assert counts[what] > 0, (what, counts)
+    for reason in ("handler", "rejected", "late", "stale", "id_conflict", "seq_jump", "invalid"):
+        assert counts[f"dead_letters{{{reason}}}"] > 0, (reason, counts)
+
+
+def test_seed_replays_exactly() -> None:
+    one, other = World(7), World(7)
+    one.run()
+    other.run()
+    assert one.counts == other.counts
+    assert one.history == other.history
+    assert one.store.dump() == other.store.dump()
+    assert one.runs == other.runs
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_alone(fault: str) -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(20):
+        counts.update(simulate(seed, only=(fault,)))
+    assert counts[f"fault:{fault}"] >= 20
+
+
+# --- planted defects: the simulation has to notice each ----------------------------------------------
+
+
+def _violated(only: tuple[str, ...], seeds: int = 60) -> bool:
+    for seed in range(seeds):
+        try:
+            simulate(seed, only=only)
+        except (Violation, ValueError, KeyError):
+            return True
+    return False
+
+
+def test_notices_a_floor_past_parked_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    def floor(self: Pipeline) -> int:
+        if self._settled:
+            self.buffer.settle(self._settled)
+            self._settled = []
+        return self.buffer.position
+
+    monkeypatch.setattr(Pipeline, "floor", property(floor))
+    assert _violated(("crash",))
+
+
+def test_notices_a_gap_closed_without_asking_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close_read(self: GapKeeper) -> list[Any]:
+        users = [user for user, _ in self._due]
+        self._due = []
+        return self.close(users, "timeout")
+
+    monkeypatch.setattr(GapKeeper, "close_read", close_read)
+    monkeypatch.setattr(GapKeeper, "expire", _report)
+    assert _violated(("stall",))
+
+
+def _report(keeper: GapKeeper, now_ms: int) -> bool:
+    keeper._due += [(user, 0) for user in keeper._buffer.due(now_ms)]
+    return False
+
+
+def test_notices_a_retry_that_is_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lanes, "enter", lambda self, entry: self._line.append(entry))
+    monkeypatch.setattr(Lanes, "block", lambda self, entry: None)
+    monkeypatch.setattr(Lanes, "put_back", lambda self, entries: self._line.extend(entries))
+    assert _violated(("stall",))
+
+
+def test_notices_a_lost_write_that_is_taken_for_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pipeline.on_finalized
+
+    def on_finalized(self: Pipeline, request: Any, reply: Finalized, now_ms: int, wall_ms: int) -> None:
+        if reply.status == "rewound":
+            reply = Finalized("ok", request.floor)
+        original(self, request, reply, now_ms, wall_ms)
+
+    monkeypatch.setattr(Pipeline, "on_finalized", on_finalized)
+    assert _violated(("rewind",))
+
+
+def test_notices_a_dead_letter_that_is_settled_before_its_acknowledgement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Pipeline.step
+
+    def step(self: Pipeline, now_ms: int) -> list[Any]:
+        for entry in self._to_produce:
+            self._settle(entry.offset)
+        self._to_produce.clear()
+        return original(self, now_ms)
+
+    monkeypatch.setattr(Pipeline, "step", step)
+    assert _violated(("crash",))
+
+
+def test_notices_gap_timers_that_run_through_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the log holds is read before a gap closes, so a stall alone makes no false gap: the end does."""
+    monkeypatch.setattr(GapKeeper, "on_end_offset", lambda self, end: _pass(self))
+    assert _violated(("stall",))
+
+
+def _pass(keeper: GapKeeper) -> None:
+    if keeper._probing is not None:
+        keeper._barriers.append((0, keeper._probing))
+        keeper._probing = None
+
+
+def test_the_buffer_is_the_compiled_one() -> None:
+    assert ReorderBuffer.__module__ == "eventproc._reorder"
