@@ -158,6 +158,22 @@ def test_nothing_is_lost_or_doubled_over_a_crash(line: Line, server: RedisServer
     assert line.channel.outages == 1
 
 
+def test_first_answer_has_its_full_time(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is far from 0 by then: that an answer is not there at the first look is no silence."""
+    channel = Channel(settings(redis_url=server.url), "events", 0, SystemClock())
+    receive, looks = channel._receive, 0
+
+    def nothing_yet(wait_ms: float) -> bool:
+        nonlocal looks
+        looks += 1
+        return receive(wait_ms) if looks > 2 else False
+
+    monkeypatch.setattr(channel, "_receive", nothing_yet)
+    assert cast(Claimed, channel.call(Claim("me", 10_000))).status == "ok"
+    assert channel.last_error == ""
+    channel.close()
+
+
 def test_it_comes_up_without_anything_to_send(line: Line, server: RedisServer) -> None:
     server.kill()
     line.poll_until(lambda: not line.channel.up, "outage")
