@@ -1013,7 +1013,6 @@ def partition_of(str user not None, partitions not None):
     return (h & 0x7FFFFFFF) % count
 
 
-
 cdef bint _is_plain(object text) noexcept:
     cdef Py_ssize_t length
     cdef Py_ssize_t i

@@ -21,6 +21,7 @@ class Asides:
 
     def __init__(self, found: Callable[[str, str], None]) -> None:
         self.foreign: dict[str, str] = {}  # user -> the key in its way
+        self._by: dict[str, int] = {}  # user -> offset of the record that met it
         self._found = found
         self._asides: dict[str, _Aside] = {}
 
@@ -30,16 +31,17 @@ class Asides:
     def __contains__(self, user: str) -> bool:
         return user in self._asides
 
-    def name(self, user: str, key: str) -> None:
-        """A foreign key is in the user's way."""
-        if self.foreign.get(user) != key:
+    def name(self, user: str, key: str, offset: int = -1) -> None:
+        """A foreign key is in the way of the user, or of its record at `offset`; the first one counts."""
+        if user not in self.foreign or (self._by[user] == offset and self.foreign[user] != key):
             self.foreign[user] = key
+            self._by[user] = offset
             self._found(user, key)
 
-    def clear(self, user: str) -> None:
-        """The key is not in the way any more."""
-        if user not in self._asides:
-            self.foreign.pop(user, None)
+    def clear(self, user: str, offset: int = -1) -> None:
+        """What `name` was told under that offset is not in the way any more."""
+        if user not in self._asides and self._by.get(user) == offset:
+            del self.foreign[user], self._by[user]
 
     def refuse(self, user: str, entries: list[Entry], gaps: Sequence[Gap]) -> None:
         """These effects were refused: they go first when the user is tried again."""
@@ -85,7 +87,7 @@ class Asides:
     def rejoin(self, user: str) -> list[Entry]:
         """The user's effects were taken: what may run now."""
         aside = self._asides.pop(user)
-        self.foreign.pop(user, None)
+        del self.foreign[user], self._by[user]
         return aside.waiting
 
     def entries(self) -> list[Entry]:

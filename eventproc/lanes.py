@@ -29,6 +29,7 @@ class Lanes:
         self._ready: OrderedDict[Lane, None] = OrderedDict()  # lanes kept apart whose head may run
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._count = count()
+        self._turn = 1  # who has the odd one of two halves
 
     def ready(self) -> int:
         """How many entries `take` would give, were it asked for all; about, where lanes are kept apart."""
@@ -37,7 +38,10 @@ class Lanes:
         return len(self._line) + sum([len(self._apart[lane]) for lane in self._ready])
 
     def enter(self, entry: Entry) -> None:
-        """The entry may run as soon as it is the head of its lane."""
+        """The entry may run as soon as it is the head of its lane.
+
+        It is blocked, or new and behind all that ever entered its lane; what was taken is put back.
+        """
         if not self._apart or entry.lane not in self._apart:
             self._line.append(entry)
             return
@@ -50,8 +54,8 @@ class Lanes:
 
     def block(self, entry: Entry) -> None:
         """The entry has to wait until `enter`, and so has all of its lane behind it."""
-        entry.go = False
         entries = self._keep_apart(entry.lane)
+        entry.go = False
         if not entry.held:
             self._insert(entries, entry)
         if not entries[0].go:
@@ -72,13 +76,29 @@ class Lanes:
         self._took(entry.lane, entries, [entry])
 
     def take(self, most: int) -> list[Entry]:
-        """Entries to run now, in this order; they are in no lane any more."""
+        """Entries to run now, in this order; they are in no lane any more.
+
+        Under load the line is never empty: half belongs to the lanes kept apart, lest a retry waits for ever.
+        """
+        if not self._ready:
+            return self._take_line(most)
+        half = (most + self._turn) // 2 if self._line else most
+        self._turn = 1 - self._turn
+        taken = self._take_apart(half)
+        taken += self._take_line(most - len(taken))
+        taken += self._take_apart(most - len(taken))
+        return taken
+
+    def _take_line(self, most: int) -> list[Entry]:
         line = self._line
-        if len(line) <= most:
-            taken = list(line)
-            line.clear()
-        else:
-            taken = [line.popleft() for _ in range(most)]
+        if len(line) > most:
+            return [line.popleft() for _ in range(most)]
+        taken = list(line)
+        line.clear()
+        return taken
+
+    def _take_apart(self, most: int) -> list[Entry]:
+        taken: list[Entry] = []
         while self._ready and len(taken) < most:
             lane = next(iter(self._ready))
             entries = self._apart[lane]

@@ -434,13 +434,13 @@ class Pipeline:
             elif verdict == Verdict.LOCKED:
                 self._again(entry, now_ms + LOCKED_RETRY_MS)
             elif verdict == Verdict.FOREIGN:
-                self._asides.name(entry.user, reply.foreign.get(i, f"a key of {entry.id}"))
+                self._asides.name(entry.user, reply.foreign.get(i, f"a key of {entry.id}"), entry.offset)
                 self._again(entry, now_ms + FOREIGN_RETRY_MS)
                 continue
             else:
                 self._below(entry, late=verdict == Verdict.LATE)
             if foreign:
-                self._asides.clear(entry.user)
+                self._asides.clear(entry.user, entry.offset)
 
     def _again(self, entry: Entry, due_ms: int) -> None:
         if not entry.look:
@@ -679,9 +679,12 @@ class Pipeline:
             elif why == Refusal.FOREIGN:
                 self._hold(entry)
                 self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._done.append, entry))
-                self._asides.name(entry.user, f"a key of {entry.id}")
+                self._asides.name(entry.user, f"a key of {entry.id}", entry.offset)
+                continue
             else:
                 self._refuse(entry, why)
+            if self._asides.foreign:
+                self._asides.clear(entry.user, entry.offset)
         self._waiting += self._ids.free_all(applied)
         counts["processed"] += len(applied)
         self.buffer.finish(finished)
@@ -781,7 +784,7 @@ class Pipeline:
     def _found_foreign(self, user: str, key: str) -> None:
         self._meter.inc("foreign_keys")
         remedy = "delete or rename the key; the user waits for it"
-        self._warn("foreign_key", user=user, key=key, remedy=remedy)
+        self._warn("foreign_key", user=user, redis_key=key, remedy=remedy)
 
     def _set_aside(
         self, group: UserEffects, entries: list[Entry], gaps: Sequence[Gap], key: str, now_ms: int

@@ -336,7 +336,7 @@ class Worker:
             self._crash(point)
 
     def _warn(self, event: str, **fields: Any) -> None:
-        self._rarely.warning(self._log, event, **fields)
+        self._rarely.warning(self._log, event, key=fields.get("redis_key"), **fields)
 
     def _publish(self, now_ms: int) -> None:
         self._published_ms = now_ms

@@ -16,6 +16,7 @@ from confluent_kafka import (
 )
 
 from eventproc.broker.client import LOG, check_config, client_config, explain, is_away, kafka_error
+from eventproc.broker.embedded import check_not_dropped, is_embedded
 from eventproc.broker.end_query import EndQuery
 from eventproc.clock import Clock
 from eventproc.effects import Offsets
@@ -112,7 +113,15 @@ class PartitionConsumer:
         if found.error is not None:
             raise self._explain(found.error, "reading the committed offset of")
         self.down = False
+        if low > 0 and self._is_embedded(timeout_s):
+            check_not_dropped(low, self._topic, self._partition)
         return Offsets(low, high, found.offset if found.offset >= 0 else -1)
+
+    def _is_embedded(self, timeout_s: float) -> bool:
+        try:
+            return is_embedded(self._consumer.list_topics(self._topic, timeout_s).cluster_id)
+        except KafkaException as error:
+            raise self._explain(kafka_error(error), "reading the metadata of") from error
 
     def lag(self) -> int:
         """Records between `position` and the partition's end as the last fetch told it; no round trip."""

@@ -271,10 +271,9 @@ class TestEvents:
             producer.flush(20)
             producer.close()
             consumer = PartitionConsumer(settings, 0, CLOCK)
-            low = consumer.offsets(10).low
+            with pytest.raises(DependencyError, match=r"dropped the first \d+ records of events/0"):
+                consumer.offsets(10)
             consumer.close()
-            with pytest.raises(DependencyError, match=f"dropped the first {low} records of events/0"):
-                check_not_dropped(low, "events", 0)
 
 
 def incompressible_event(number: int) -> bytes:

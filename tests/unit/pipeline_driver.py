@@ -301,13 +301,13 @@ class Driver:
 
     # --- what is seen ---------------------------------------------------------------------------------
 
-    def keys(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
         """All of Redis, as text."""
         return {key.decode(): _text(value) for key, (value, _) in self.store.dump().items()}
 
     def hash(self, id: str) -> dict[str, str]:
         """`event:<id>`, empty if there is none."""
-        found: dict[str, str] = self.keys().get(f"event:{id}", {})
+        found: dict[str, str] = self.contents().get(f"event:{id}", {})
         return found
 
     def status(self, id: str) -> str:
@@ -316,33 +316,33 @@ class Driver:
 
     def order(self, user: str) -> list[int]:
         """Seqs in processing order."""
-        return [int(seq) for seq in self.keys().get(f"order:{user}", [])]
+        return [int(seq) for seq in self.contents().get(f"order:{user}", [])]
 
     def following(self, user: str) -> int:
         """`next:<user>`, 0 if there is none."""
-        return int(self.keys().get(f"next:{user}", 0))
+        return int(self.contents().get(f"next:{user}", 0))
 
     def ledger(self, user: str) -> list[str]:
         """Gaps, as `<from>-<to>:<reason>`."""
-        return [entry.rsplit(":", 1)[0] for entry in self.keys().get(f"gaps:{user}", [])]
+        return [entry.rsplit(":", 1)[0] for entry in self.contents().get(f"gaps:{user}", [])]
 
     def letter(self, id: str) -> dict[str, str]:
         """`dlq:<id>`, empty if there is none."""
-        found: dict[str, str] = self.keys().get(f"dlq:{id}", {})
+        found: dict[str, str] = self.contents().get(f"dlq:{id}", {})
         return found
 
     def letters(self) -> list[str]:
         """Ids in `dlq:list`."""
-        found: list[str] = self.keys().get("dlq:list", [])
+        found: list[str] = self.contents().get("dlq:list", [])
         return found
 
     def locks(self) -> list[str]:
         """Ids that are locked."""
-        return sorted(key[9:] for key in self.keys() if key.startswith("inflight:"))
+        return sorted(key[9:] for key in self.contents() if key.startswith("inflight:"))
 
     def stored(self, field: str) -> str:
         """A field of the partition's key."""
-        value: str = self.keys()[f"partition:{TOPIC}:{self.partition}"][field]
+        value: str = self.contents()[f"partition:{TOPIC}:{self.partition}"][field]
         return value
 
     def floor_stored(self) -> int:

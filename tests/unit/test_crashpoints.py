@@ -16,7 +16,7 @@ from eventproc.errors import ConfigError
 def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, signal.Signals]]:
     """What would have been sent, and to whom."""
     sent: list[tuple[int, signal.Signals]] = []
-    monkeypatch.setattr(crashpoints.os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     return sent
 
 

@@ -16,7 +16,7 @@ from eventproc.handlers import NOT_RUN, Runner, describe_failure, load_handler, 
 from eventproc.settings import Settings
 from tests.unit.pipeline_driver import LogRecord, ManualClock
 
-MODULE = '''
+MODULE = """
 import functools
 
 def good(event): return event.id
@@ -47,7 +47,7 @@ class Steps:
     def __call__(self, event): yield
 
 service, coming, stepping = Service(), Later(), Steps()
-'''
+"""
 
 
 @pytest.fixture

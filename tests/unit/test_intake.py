@@ -84,7 +84,9 @@ def test_of_no_records_comes_nothing() -> None:
     assert (batch.entries, batch.end) == ([], -1)
 
 
-@pytest.mark.parametrize("body", [b"", b"bad", b"[]", event("", 1), event("u", 1, id="list"), event("ip:1", 1)])
+@pytest.mark.parametrize(
+    "body", [b"", b"bad", b"[]", event("", 1), event("u", 1, id="list"), event("ip:1", 1)]
+)
 def test_an_invalid_record_becomes_a_letter_that_names_no_user(body: bytes) -> None:
     batch = take(body)
     [entry] = entries(batch)

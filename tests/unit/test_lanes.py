@@ -24,23 +24,39 @@ def ids(entries: list[Entry]) -> list[str]:
     return [each.id for each in entries]
 
 
-def test_what_enters_is_taken_by_seq_whatever_order_it_entered_in() -> None:
+def test_what_enters_is_taken_in_order_each_lanes_by_seq() -> None:
     lanes = Lanes()
-    entered(lanes, "u", 3, 1, 2)
-    assert lanes.ready() == 3
-    assert ids(lanes.take(10)) == ["u-1", "u-2", "u-3"]
+    entered(lanes, "u", 1, 2)
+    entered(lanes, "v", 1)
+    entered(lanes, "u", 3)
+    assert lanes.ready() == 4
+    taken = ids(lanes.take(10))
+    assert [id for id in taken if id.startswith("u")] == ["u-1", "u-2", "u-3"]
+    assert sorted(taken) == ["u-1", "u-2", "u-3", "v-1"]
     assert lanes.ready() == 0
     assert lanes.is_idle()
 
 
-def test_no_more_is_taken_than_asked_for_and_lanes_take_turns() -> None:
+def test_no_more_is_taken_than_asked_for() -> None:
     lanes = Lanes()
     entered(lanes, "u", 1, 2, 3)
-    entered(lanes, "v", 1)
     assert ids(lanes.take(2)) == ["u-1", "u-2"]
-    assert ids(lanes.take(1)) == ["v-1"]
+    assert lanes.ready() == 1
     assert ids(lanes.take(5)) == ["u-3"]
     assert lanes.take(5) == []
+
+
+def test_what_was_blocked_is_taken_by_seq_whatever_order_it_is_freed_in() -> None:
+    lanes = Lanes()
+    made = [entry("u", seq) for seq in (1, 2, 3)]
+    for each in (made[2], made[0], made[1]):
+        lanes.block(each)
+    lanes.enter(made[2])
+    lanes.enter(made[1])
+    assert lanes.take(10) == []
+    lanes.enter(made[0])
+    assert ids(lanes.take(10)) == ["u-1", "u-2", "u-3"]
+    assert lanes.is_idle()
 
 
 def test_a_blocked_head_holds_its_lane_and_no_other() -> None:
@@ -53,6 +69,27 @@ def test_a_blocked_head_holds_its_lane_and_no_other() -> None:
     assert ids(lanes.entries()) == ["u-1", "u-2"]
     lanes.enter(head)
     assert ids(lanes.take(10)) == ["u-1", "u-2"]
+
+
+def test_a_lane_that_has_waited_gets_its_turn_however_long_the_line_is() -> None:
+    for most in (1, 2, 10):
+        lanes = Lanes()
+        head, *_ = entered(lanes, "u", *range(1, 1001))
+        lanes.block(head)
+        lanes.enter(head)
+        entered(lanes, "v", *range(1, 1001))
+        seen = [each for _ in range(20) for each in lanes.take(most)]
+        assert len(seen) == 20 * most
+        assert sum(each.lane == "u" for each in seen) == sum(each.lane == "v" for each in seen) == 10 * most
+
+
+def test_what_was_left_unrun_goes_back_before_what_entered_meanwhile() -> None:
+    lanes = Lanes()
+    entered(lanes, "u", 1, 2, 3)
+    taken = lanes.take(10)
+    entered(lanes, "u", 4)
+    lanes.put_back(taken[1:])
+    assert ids(lanes.take(10)) == ["u-2", "u-3", "u-4"]
 
 
 def test_what_stands_before_a_blocked_entry_runs_and_the_rest_waits() -> None:
@@ -71,7 +108,7 @@ def test_what_failed_goes_back_before_what_entered_meanwhile() -> None:
     first, second = lanes.take(10)
     entered(lanes, "u", 3)
     lanes.block(first)
-    lanes.enter(second)
+    lanes.put_back([second])
     assert lanes.take(10) == []
     lanes.enter(first)
     assert ids(lanes.take(10)) == ["u-1", "u-2", "u-3"]
@@ -107,16 +144,17 @@ def test_a_dropped_entry_behind_a_blocked_head_frees_nobody() -> None:
     assert ids(lanes.take(10)) == ["u-1", "u-3"]
 
 
-def test_entering_or_blocking_twice_is_as_good_as_once() -> None:
+def test_blocking_or_freeing_twice_is_as_good_as_once() -> None:
     lanes = Lanes()
     [one] = entered(lanes, "u", 1)
-    lanes.enter(one)
-    assert lanes.ready() == 1
     lanes.block(one)
     lanes.block(one)
     assert lanes.ready() == 0
     lanes.enter(one)
+    lanes.enter(one)
+    assert lanes.ready() == 1
     assert ids(lanes.take(10)) == ["u-1"]
+    assert lanes.is_idle()
 
 
 def test_timers_fire_when_due_in_order_and_those_of_one_time_as_they_were_set() -> None:

@@ -24,7 +24,7 @@ LAYERS = {
         "logs",
     },
     "core": {"_reorder"},
-    "machine": {"pipeline", "handlers", "intake", "lanes", "ownership"},
+    "machine": {"asides", "gaps", "handlers", "inflight_ids", "intake", "lanes", "ownership", "pipeline"},
     "broker": {"broker"},
     "store": {"store"},
     "programs": {

@@ -63,7 +63,7 @@ def test_an_empty_redis_is_given_the_groups_position_as_baseline_or_the_start(
 def test_an_empty_redis_stops_it_if_the_setting_says_so_and_the_message_tells_the_remedy() -> None:
     taking = ownership(on_redis_empty="stop", kafka_group_id="billing")
     claim(taking, Offsets(2, 10, 4))
-    with pytest.raises(ConfigError, match="no position for events/3.*billing.*committed 4.*on_redis_empty"):
+    with pytest.raises(ConfigError, match=r"no position for events/3.*billing.*committed 4.*on_redis_empty"):
         taking.on_claimed(Claimed("ok", 17), 0)
     assert not taking.owned
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from eventproc.effects import Acquire, Finalize, Run
@@ -10,7 +12,7 @@ from tests.unit.pipeline_driver import Driver, event, final_elsewhere
 LOCKINGS = ("event", "partition")
 
 
-def until(stage: str, locking: str = "event", **settings: object) -> Driver:
+def until(stage: str, locking: str = "event", **settings: Any) -> Driver:
     """A driver whose event u-1 has come to this stage of its way and no further."""
     driver = Driver(locking=locking, retry_backoff_ms=100, **settings).own()
     if stage == "parked":

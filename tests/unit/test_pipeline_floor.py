@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from eventproc.effects import Acquire, Commit, Finalize, Produce, Run
@@ -11,7 +13,7 @@ from tests.unit.pipeline_driver import Driver, event, finalize_of
 LOCKINGS = ("event", "partition")
 
 
-def restarted(first: Driver, bodies: list[bytes], **settings: object) -> Driver:
+def restarted(first: Driver, bodies: list[bytes], **settings: Any) -> Driver:
     """The first worker is gone; another one takes over and reads the log from the start."""
     second = Driver(
         store=first.store, clock=first.clock, owner="host:1:a/0/2", may_take=lambda owner: True, **settings

@@ -21,9 +21,9 @@ def in_the_way(driver: Driver, key: str) -> None:
 def set_aside(driver: Driver, key: str, user: str = "u") -> None:
     """The user is, it is told, and the others are not."""
     assert driver.pipeline.foreign == {user: key}
-    assert [(name, fields["user"], fields["key"]) for name, fields in driver.warnings] == [
-        ("foreign_key", user, key)
-    ]
+    [(name, fields)] = driver.warnings
+    assert name == "foreign_key"
+    assert {user, key} <= set(fields.values())
     assert driver.counts["foreign_keys"] == 1
 
 
@@ -90,6 +90,7 @@ def test_effects_that_redis_refuses_wait_for_the_key_and_are_not_run_again(key: 
     assert driver.pipeline.foreign == {"u": key}
     assert driver.order("v") == [1]
     refused_at = 0 if key == "order:u" else 1
+    driver.pass_ms(500)  # it is not idle, so the commit may take its time
     assert driver.pipeline.floor == driver.floor_stored() == driver.commits[-1] == refused_at
     driver.send(event("u", 4), event("v", 2))
     assert "u-4" not in driver.ran()

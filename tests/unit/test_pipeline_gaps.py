@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from eventproc.effects import Acquire, FetchEnd, Finalize, LoadUsers, Run
@@ -11,7 +13,7 @@ TIMEOUT_MS = 100
 LOCKINGS = ("event", "partition")
 
 
-def with_gap(**settings: object) -> Driver:
+def with_gap(**settings: Any) -> Driver:
     """Seq 1 is missing, 2 is parked since now."""
     driver = Driver(gap_timeout_ms=TIMEOUT_MS, **settings).own()
     driver.send(event("u", 2))
@@ -125,7 +127,9 @@ def test_a_gap_behind_the_one_that_was_filled_is_not_closed_by_its_answer() -> N
     assert driver.ledger("u") == ["3-3:timeout"]
 
 
-@pytest.mark.parametrize("stage", [Acquire, Run, Finalize, None], ids=["queued", "running", "done", "retrying"])
+@pytest.mark.parametrize(
+    "stage", [Acquire, Run, Finalize, None], ids=["queued", "running", "done", "retrying"]
+)
 def test_nothing_closes_while_something_of_the_user_is_in_flight(stage: type | None) -> None:
     driver = Driver(gap_timeout_ms=TIMEOUT_MS, retry_backoff_ms=1_000).own()
     if stage is not None:

@@ -62,10 +62,10 @@ def test_a_worker_that_was_superseded_is_fenced_by_its_next_call_and_writes_noth
     first.hold(kind)
     first.send(event("u", 1))
     another(first, force=True).own()
-    before = first.keys()
+    before = first.contents()
     with pytest.raises(Fenced, match="events/0 has been taken"):
         first.free()
-    assert first.keys() == before
+    assert first.contents() == before
     assert first.status("u-1") == ""
 
 
@@ -137,13 +137,13 @@ def test_after_a_rewind_what_was_under_way_is_thrown_away() -> None:
     driver.pass_ms(1_000)
     assert driver.counts["rewinds"] == 1
     assert driver.pipeline.buffer.parked == 0
-    before = driver.keys()
+    before = driver.contents()
     for old in (run, end, load):
         driver.carry_out(old)
     driver.held.clear()
     driver.settle()
     assert driver.order("u") == []
-    assert {key for key in driver.keys() if not key.startswith("partition:")} == {
+    assert {key for key in driver.contents() if not key.startswith("partition:")} == {
         key for key in before if not key.startswith("partition:")
     }
     driver.fetch_at = 0
@@ -241,7 +241,9 @@ def test_a_standby_takes_over_although_the_log_has_grown_far_since_it_began() ->
 
 
 @pytest.mark.parametrize(
-    "options", [{"may_take": lambda owner: owner == "host:1:a/0/1"}, {"force": True}], ids=["gone", "takeover"]
+    "options",
+    [{"may_take": lambda owner: owner == "host:1:a/0/1"}, {"force": True}],
+    ids=["gone", "takeover"],
 )
 def test_an_owner_that_is_gone_or_is_taken_over_need_not_be_waited_for(
     options: dict[str, Callable[[str], bool]],
@@ -278,7 +280,7 @@ def test_it_starts_at_the_position_in_redis_and_not_at_the_groups() -> None:
     ],
 )
 def test_with_an_empty_redis_it_starts_where_the_setting_says(
-    settings: dict[str, str], committed: int, start: int, baseline: int
+    settings: dict[str, Any], committed: int, start: int, baseline: int
 ) -> None:
     driver = Driver(low=2, end=9, committed=committed, **settings).own()
     assert driver.fetch_at == start
