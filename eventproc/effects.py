@@ -333,7 +333,8 @@ class Produce:
 
 @dataclass(slots=True)
 class Run:
-    """Run the handler on these, in order; after a failure the rest of that lane is left unrun."""
+    """Run the handler on these, in order; the rest of a lane is left unrun after a failure, and all that is
+    left when it takes long."""
 
     entries: list[Entry]
 

@@ -12,6 +12,7 @@ from eventproc._reorder import ReorderBuffer
 from eventproc.effects import Entry, Gap, GapReason
 
 _Report = tuple[str, int]  # user, number
+_NONE: tuple[None, int] = (None, 0)
 
 
 class GapKeeper:
@@ -24,7 +25,8 @@ class GapKeeper:
         self._due: list[_Report] = []  # gaps past their deadline
         self._probing: list[_Report] | None = None  # those for which the partition's end is asked
         self._barriers: list[tuple[int, list[_Report]]] = []  # and those that wait until it is read
-        self._deferred: dict[str, GapReason] = {}  # to be closed once nothing of the user is in flight
+        # user -> why its gap is to be closed once nothing of it is in flight, and its expected seq then
+        self._deferred: dict[str, tuple[GapReason, int]] = {}
         self._closing: dict[str, list[Entry]] = {}  # user -> arrivals below meanwhile
 
     def expire(self, now_ms: int) -> bool:
@@ -33,7 +35,7 @@ class GapKeeper:
             # it may be another gap than the one reported before, which then needs an end of its own
             self._reports[user] = number = next(self._reported)
             self._due.append((user, number))
-            if self._deferred.get(user) == "timeout":
+            if self._deferred.get(user, _NONE)[0] == "timeout":
                 del self._deferred[user]
         if not self._due or self._probing is not None:
             return False
@@ -64,7 +66,7 @@ class GapKeeper:
         free = []
         for user in users:
             if self._buffer.in_flight(user):
-                self._deferred[user] = reason
+                self._deferred[user] = (reason, self._buffer.expected(user))
             else:
                 free.append(user)
         gaps = []
@@ -80,7 +82,9 @@ class GapKeeper:
         """Something became final: close the gaps for which that was waited for."""
         gaps: list[Gap] = []
         for user in [user for user in self._deferred if not self._buffer.in_flight(user)]:
-            gaps += self.close([user], self._deferred.pop(user))
+            reason, expected = self._deferred.pop(user)
+            if self._buffer.expected(user) == expected:  # else that gap was filled, and this is another one
+                gaps += self.close([user], reason)
         return gaps
 
     def holds(self, entry: Entry) -> bool:
@@ -103,4 +107,4 @@ class GapKeeper:
         self._reports.clear()
         self._barriers.clear()
         self._probing = None
-        self._deferred = {user: why for user, why in self._deferred.items() if why != "timeout"}
+        self._deferred = {user: why for user, why in self._deferred.items() if why[0] != "timeout"}

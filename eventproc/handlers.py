@@ -22,10 +22,12 @@ BUILT_IN = "eventproc.handlers:simulate"
 
 
 class NotRun:
-    """The outcome of an entry that was left unrun because its lane's earlier one failed."""
+    """The outcome of an entry that was left unrun: its lane's earlier one failed, or time was up."""
 
 
 NOT_RUN: Final = NotRun()
+#: A run gives the loop back after about that long: a drain, Redis and Kafka wait for it.
+RUN_SLICE_MS: Final = 50
 Outcome = BaseException | NotRun | None
 
 
@@ -136,7 +138,10 @@ class Runner:
         self._mark = mark
 
     def run(self, entries: list[Entry]) -> list[Outcome]:
-        """Outcome of each entry: None, what the handler raised, or NOT_RUN (CONTRACT 4.1, 4.6)."""
+        """Outcome of each entry: None, what the handler raised, or NOT_RUN (CONTRACT 4.1, 4.6).
+
+        No entry is begun once RUN_SLICE_MS have passed, but the first is.
+        """
         handler = self._handler
         partition = self._partition
         monotonic_ms = self._clock.monotonic_ms
@@ -144,6 +149,7 @@ class Runner:
         outcomes: list[Outcome] = []
         done = outcomes.append
         broken: set[str | int] = set()
+        until_ms = 0
         for entry in entries:
             if broken and entry.lane in broken:
                 done(NOT_RUN)
@@ -151,7 +157,14 @@ class Runner:
             if entry.passed:
                 done(None)
                 continue
-            mark(monotonic_ms(), entry.offset)
+            now_ms = monotonic_ms()
+            if not until_ms:
+                until_ms = now_ms + RUN_SLICE_MS
+            elif now_ms > until_ms:
+                done(NOT_RUN)
+                broken.add(entry.lane)
+                continue
+            mark(now_ms, entry.offset)
             document = entry.document
             assert document is not None
             try:

@@ -48,7 +48,7 @@ from eventproc.effects import (
 )
 from eventproc.errors import Fenced, Reject
 from eventproc.gaps import GapKeeper
-from eventproc.handlers import NOT_RUN, Outcome, describe_failure
+from eventproc.handlers import NOT_RUN, RUN_SLICE_MS, Outcome, describe_failure
 from eventproc.inflight_ids import InflightIds
 from eventproc.intake import Intake
 from eventproc.lanes import Lanes
@@ -63,7 +63,6 @@ FOREIGN_RETRY_MS = 5000
 PRODUCE_RETRY_MS = 200
 PAUSE_COUNTS_MS = 1000  # not reading for longer stops the gap timers
 MAX_LATENCY_MS = 86_400_000  # producers' timestamps may be anything
-RUN_SLICE_MS = 50  # a run gives the loop back after about that long
 
 
 class Meter(Protocol):
@@ -276,9 +275,6 @@ class Pipeline:
                 batch.users, batch.seqs, batch.offsets, batch.sizes, batch.entries, now_ms
             )
             self._take(arrivals, now_ms)
-            over = self.buffer.overfull()
-            if over:
-                self._close(self._gap_keeper.close(over, "overflow"))
         if batch.end >= 0:
             self.buffer.advance(batch.end)
 
@@ -347,6 +343,9 @@ class Pipeline:
                 self._look(entry)
         for user in arrivals.evicted:
             self._has_next.discard(user)
+        over = self.buffer.overfull()
+        if over:
+            self._close(self._gap_keeper.close(over, "overflow"))
 
     def _take_ready(self, entries: list[Entry], now_ms: int) -> None:
         take_id = self._ids.take
@@ -570,7 +569,7 @@ class Pipeline:
         if isinstance(error, Reject) or entry.attempts >= s.max_attempts:
             entry.status = "failed"
             entry.reason = "rejected" if isinstance(error, Reject) else "handler"
-            entry.error = error.reason if isinstance(error, Reject) else describe_failure(error)
+            entry.error = describe_failure(error)
             self._done.append(entry)
             return
         self._meter.inc("retries")
@@ -808,7 +807,7 @@ class Pipeline:
             self._idle_reading_ms = None
             if self._paused:
                 self._paused = False
-                self.resume(now_ms)
+                self._gap_keeper.restart(now_ms)
             return
         if self._idle_reading_ms is None:
             self._idle_reading_ms = now_ms
@@ -897,5 +896,5 @@ class Pipeline:
         self._meter.inc("rewinds")
         self._warn("rewound", floor=self.acked_floor, remedy="none: what Redis has lost is processed again")
         self.ownership.lost(self.acked_floor)
-        self._reset(self.acked_floor)
+        self._reset(max(0, self.acked_floor))
         return True

@@ -11,13 +11,13 @@ import pytest
 from eventproc.workload import Workload
 from tests.faults.conftest import Deploy
 from tests.integration.conftest import BrokerUnderTest
-from tests.integration.deployment import Deployment, event, gone
+from tests.integration.deployment import PACED, Deployment, event, gone
 from tests.integration.supervised import wait_for
 
 pytestmark = pytest.mark.timeout(120)
 
-#: Makes the built-in handler slow, so that a backlog lasts for some seconds.
-SLOW_MS = 12
+#: So slow that a backlog is never done while a test looks at it.
+SLOW_MS = 40
 
 
 def workload_for(it: Deployment, **changes: Any) -> Workload:
@@ -37,7 +37,9 @@ def workload_for(it: Deployment, **changes: Any) -> Workload:
 
 
 def underway(it: Deployment) -> None:
-    """Wait until each partition has done something of its backlog, and see that none has done all."""
+    """Start it on its backlog, slowly; wait until each partition has done something, but none has done all."""
+    it.pace(SLOW_MS)
+    it.start()
     it.until(lambda: all(it.floors().values()), "the first floors")
     assert all(it.floors()[number] < end for number, end in it.ends_of().items())
 
@@ -60,9 +62,9 @@ def test_a_killed_supervisor_takes_its_workers_along_and_the_next_one_claims_at_
     embedded_broker: BrokerUnderTest, deploy: Deploy
 ) -> None:
     # the lease is longer than this test waits
-    it = deploy(embedded_broker, partitions=2, processing_delay_ms=SLOW_MS, lease_ms=600_000)
+    it = deploy(embedded_broker, partitions=2, handler=PACED, lease_ms=600_000)
     it.produce(workload_for(it))
-    underway(it.start())
+    underway(it)
     pids = it.children()
     assert len(pids) >= 3
     it.signal(signal.SIGKILL)
@@ -70,7 +72,7 @@ def test_a_killed_supervisor_takes_its_workers_along_and_the_next_one_claims_at_
     gone(pids, 2)
     assert it.locks() != []
 
-    it.choose(processing_delay_ms=0)
+    it.pace(0)
     it.start()
     it.idle()
     assert it.audit(crashed=True).totals.processed > 900
@@ -78,9 +80,9 @@ def test_a_killed_supervisor_takes_its_workers_along_and_the_next_one_claims_at_
 
 
 def test_term_under_load_leaves_nothing_behind(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
-    it = deploy(embedded_broker, partitions=2, processing_delay_ms=SLOW_MS, shutdown_timeout_s=10)
+    it = deploy(embedded_broker, partitions=2, handler=PACED, shutdown_timeout_s=10)
     it.produce(workload_for(it, failing_ratio=0))  # a retry that is cut short would run again
-    underway(it.start())
+    underway(it)
     pids = it.children()
     begun = time.monotonic()
     assert it.stop() == 0
@@ -91,7 +93,7 @@ def test_term_under_load_leaves_nothing_behind(embedded_broker: BrokerUnderTest,
     assert all(it.floors()[number] < end for number, end in it.ends_of().items())
     assert "Traceback" not in it.log()
 
-    it.choose(processing_delay_ms=0)
+    it.pace(0)
     it.start()
     it.idle()
     assert it.audit(crashed=False).totals.reruns == 0
@@ -182,11 +184,12 @@ def test_a_redis_that_comes_back_empty_is_gone_on_with_at_the_floor(
 def test_a_redis_flushed_under_load_loses_only_what_it_had(
     embedded_broker: BrokerUnderTest, deploy: Deploy
 ) -> None:
-    it = deploy(embedded_broker, partitions=2, processing_delay_ms=SLOW_MS)
+    it = deploy(embedded_broker, partitions=2, handler=PACED)
     it.produce(workload_for(it, missing_seqs=0, stale=0, conflicts=0, failing_ratio=0))
-    underway(it.start())
+    underway(it)
     it.redis.flushall()
     it.until(lambda: it.metric("rewinds_total") >= 1, "the rewind")
+    it.pace(0)
     it.idle()
     untouched(it)
     for number, end in it.ends_of().items():
@@ -197,10 +200,11 @@ def test_a_redis_flushed_under_load_loses_only_what_it_had(
 
 
 def test_flushed_scripts_are_loaded_again(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
-    it = deploy(embedded_broker, partitions=2, processing_delay_ms=SLOW_MS)
+    it = deploy(embedded_broker, partitions=2, handler=PACED)
     it.produce(workload_for(it))
-    underway(it.start())
+    underway(it)
     it.redis.script_flush()
+    it.pace(0)
     it.idle()
     untouched(it)
     assert it.metric("rewinds_total") == 0
@@ -214,13 +218,14 @@ def test_flushed_scripts_are_loaded_again(embedded_broker: BrokerUnderTest, depl
 def test_a_redis_that_is_killed_and_keeps_its_data_is_waited_for(
     embedded_broker: BrokerUnderTest, deploy: Deploy
 ) -> None:
-    it = deploy(embedded_broker, persistent=True, partitions=2, processing_delay_ms=SLOW_MS)
+    it = deploy(embedded_broker, persistent=True, partitions=2, handler=PACED)
     it.produce(workload_for(it))
-    underway(it.start())
+    underway(it)
     it.server.kill()
     it.until(lambda: all(w["state"] == "paused" for w in it.status()["workers"]), "the workers wait")
     assert all(w["last_error"].startswith("Redis") for w in it.status()["workers"])
     it.server.start()
+    it.pace(0)
     it.idle()
     untouched(it)
     it.until(lambda: all(w["state"] == "running" for w in it.status()["workers"]), "the workers run")
@@ -254,16 +259,17 @@ def test_a_killed_kafka_is_waited_for_and_makes_no_false_gap(
     kafka_broker: BrokerUnderTest, deploy: Deploy
 ) -> None:
     assert kafka_broker.kafka is not None
-    it = deploy(kafka_broker, partitions=2, processing_delay_ms=SLOW_MS, gap_timeout_ms=3000)
+    it = deploy(kafka_broker, partitions=2, handler=PACED, gap_timeout_ms=3000)
     it.produce(workload_for(it, missing_seqs=0))
     waiting = it.user("waiting", 0)
     it.send(event(waiting, 1), event(waiting, 3))
-    underway(it.start())
+    underway(it)
     kafka_broker.kafka.kill()
     it.until(lambda: all(w["state"] == "paused" for w in it.status()["workers"]), "the workers wait")
     assert all(w["last_error"].startswith("Kafka") for w in it.status()["workers"])
     pause(3.5)  # longer than the gap timeout
     kafka_broker.kafka.start()
+    it.pace(0)
     it.send(event(waiting, 2))
     it.final(f"{waiting}-3")
     assert it.order(waiting) == [1, 2, 3]

@@ -34,6 +34,7 @@ from tests.integration.supervised import ROOT, alive, wait_for
 from tests.redis_server import RedisServer
 
 ACT = "tests.integration.handlers_for_tests:act"
+PACED = "tests.integration.handlers_for_tests:paced"
 GAP_TIMEOUT_MS = 600
 #: The real command, tied to the life of the test's process.
 _ENTRY = """
@@ -58,7 +59,7 @@ class Deployment:
     """One deployment on a fresh topic; `start` and `again` run the command, everything else looks at it.
 
     `settings` override defaults that make tests quick. With the built-in handler its runs are recorded,
-    and `audit` reads the record; so are those of ACT.
+    and `audit` reads the record; so are those of ACT and PACED.
     """
 
     def __init__(
@@ -99,6 +100,11 @@ class Deployment:
     def choose(self, **settings: Any) -> None:
         """Settings for the next start."""
         self._chosen |= settings
+
+    def pace(self, ms: int) -> None:
+        """How long PACED takes for each event from now on."""
+        (self.folder / "pace").write_text(str(ms))
+        (self.folder / "pace").replace(self.runs / "pace")
 
     # --- the process --------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Handlers that do as the event says, and write down each run; for tests with real workers.
 
-`EVENTPROC_TEST_RUNS` is a folder. `act` appends to `<partition>.runs` what `eventproc verify --runs` reads, and
-to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run.
+`EVENTPROC_TEST_RUNS` is a folder. They append to `<partition>.runs` what `eventproc verify --runs` reads; `act`
+also to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,16 @@ def act(event: Event) -> None:
         outcome = "ok"
     finally:
         _write(event, f"{event.partition}.times", f"{event.id} {event.attempt} {begin_ms} {_now_ms()}\n")
-        line = f"{event.user_id}\t{event.seq or 0}\t{event.id}\t{event.attempt}\t{outcome}\n"
-        _write(event, f"{event.partition}.runs", line)
+        _write_run(event, outcome)
+
+
+def paced(event: Event) -> None:
+    """Sleep as many ms as the file `pace` says now, then fail if `payload.fail` is true."""
+    time.sleep(int((Path(os.environ[_FOLDER]) / "pace").read_text()) / 1000)
+    failing = bool(event.payload.get("fail"))
+    _write_run(event, "fail" if failing else "ok")
+    if failing:
+        raise RuntimeError("payload.fail is true")
 
 
 async def act_async(event: Event) -> None:
@@ -50,6 +58,11 @@ def _do(event: Event, verb: str, argument: object) -> None:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
+
+
+def _write_run(event: Event, outcome: str) -> None:
+    line = f"{event.user_id}\t{event.seq or 0}\t{event.id}\t{event.attempt}\t{outcome}\n"
+    _write(event, f"{event.partition}.runs", line)
 
 
 def _write(event: Event, name: str, line: str) -> None:
