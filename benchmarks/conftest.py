@@ -77,7 +77,8 @@ class Figures:
         """Note whether a bar is cleared: `value` is at least, or below."""
         good = (least is None or value >= least) and (below is None or value < below)
         wanted = f"at least {_shown(least)}" if least is not None else f"below {_shown(below)}"
-        text = f"{what}: {_shown(value)}, {wanted}: {'pass' if good else 'FAIL'}"
+        verdict = "pass" if good else "FAIL"
+        text = f"{what}: {_shown(value)}, {wanted}: {verdict}{' (smoke)' if SMOKE else ''}"
         self._extra_info.setdefault("bars", []).append(text)
         assert good or not ASSERT_BARS, text
 
@@ -108,6 +109,7 @@ def pytest_runtest_makereport(
     return (yield)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Every benchmark with its figures and bars."""
     reports = [
@@ -129,7 +131,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for line in _lines(name, _pairs(figures) or report.outcome):
             terminalreporter.write_line(line)
         for text in bars:
-            good = text.endswith("pass")
+            good = ": pass" in text
             terminalreporter.write_line(f"{'':{_NAME_COLUMNS}} bar {text}", green=good, red=not good)
 
 

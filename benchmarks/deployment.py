@@ -22,13 +22,14 @@ from typing import Any, Self
 import psutil
 
 from eventproc.audit import Report, audit, wait_until_idle
-from eventproc.broker.embedded import CLIENT_CONFIG
+from eventproc.broker.admin import Admin
+from eventproc.broker.embedded import CLIENT_CONFIG, check_not_dropped
 from eventproc.errors import EventprocError
 from eventproc.metrics import Board, Distribution, Gauge, Histogram
 from eventproc.settings import Settings
 from eventproc.supervisor.control import ControlClient
 from eventproc.supervisor.runtime import RuntimePaths
-from eventproc.workload import Produced, Progress, Workload, produce
+from eventproc.workload import LedgerWriter, Workload, produce
 
 #: Everything small: shows that the benchmarks work, says nothing about speed.
 SMOKE = os.environ.get("EVENTPROC_TEST_SMOKE") == "1"
@@ -38,6 +39,7 @@ _ROOT = Path(__file__).parents[1]
 _BOARD = "/memfd:eventproc-board"
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 60.0
+_DONE_TIMEOUT_S = 120.0
 _IDLE_TIMEOUT_MS = 60_000
 _POLL_S = 0.02
 #: The real command, tied to the life of this process.
@@ -63,9 +65,7 @@ class Usage:
     broker: float
 
     def __sub__(self, earlier: Usage) -> Usage:
-        return Usage(
-            self.workers - earlier.workers, self.redis - earlier.redis, self.broker - earlier.broker
-        )
+        return Usage(self.workers - earlier.workers, self.redis - earlier.redis, self.broker - earlier.broker)
 
 
 class Deployment:
@@ -85,7 +85,10 @@ class Deployment:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as resources:
-            self._folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="eventproc-bench-")))
+            self._folder = Path(
+                resources.enter_context(tempfile.TemporaryDirectory(prefix="eventproc-bench-"))
+            )
+            self._ledger = self._folder / "ledger"
             self._chosen = {
                 "runtime_dir": str(self._folder),
                 "monitor_port": 0,
@@ -194,19 +197,38 @@ class Deployment:
     def _all_stopped(self) -> bool:
         return all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in self._workers)
 
-    def produce(
-        self, workload: Workload, on_progress: Callable[[Progress], None] | None = None
-    ) -> Produced:
-        """Produce it, with its ledger; fails when the embedded broker has dropped anything."""
-        produced = produce(self.settings, workload, self._folder / "ledger", on_progress=on_progress)
+    def produce(self, workload: Workload) -> None:
+        """Produce it, with its ledger; DependencyError when the embedded broker has dropped anything."""
+        produced = produce(self.settings, workload, self._ledger)
         assert produced.acknowledged == produced.sent == workload.events, produced
-        return produced
+
+    def open_ledger(self) -> LedgerWriter:
+        """The ledger, for those who produce by themselves."""
+        start = self.ends()
+        return LedgerWriter(self._ledger, topic=self.settings.kafka_topic, start=start, workload={})
+
+    def ends(self) -> dict[int, int]:
+        """End offset of each partition; DependencyError when the embedded broker has dropped anything."""
+        topic = self.settings.kafka_topic
+        with Admin(self.settings) as admin:
+            marks = admin.watermarks(topic)
+        for partition, (low, _high) in marks.items():
+            check_not_dropped(low, topic, partition)
+        return {partition: high for partition, (_low, high) in marks.items()}
+
+    def wait_processed(self, events: int, poll_s: float = _POLL_S) -> None:
+        """Return when so many events are final, within `poll_s`."""
+        deadline = time.monotonic() + _DONE_TIMEOUT_S
+        while (done := self.processed()) < events:
+            self.check()
+            assert time.monotonic() < deadline, f"{done} of {events} events are final: {self.picture()}"
+            time.sleep(poll_s)
 
     def audit(self) -> Report:
         """Wait until all is committed; then every event of the ledger must be accounted for."""
         idle = wait_until_idle(self.settings, _IDLE_TIMEOUT_MS)
         assert idle, f"not idle within {_IDLE_TIMEOUT_MS} ms: {self.picture()}"
-        report = audit(self.settings, ledger=self._folder / "ledger", crashed=False)
+        report = audit(self.settings, ledger=self._ledger, crashed=False)
         assert report.clean, "\n".join([*report.lines(), self.picture()])
         return report
 

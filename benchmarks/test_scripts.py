@@ -15,6 +15,7 @@ import pytest
 from benchmarks.conftest import Figures
 from benchmarks.deployment import SMOKE, cpu_s
 from eventproc.effects import Entry, UserEffects
+from eventproc.store.scripts import Call
 from tests.redis_server import RedisServer
 from tests.script_runner import ScriptRunner, entry
 
@@ -26,6 +27,20 @@ USERS = 5000
 def server() -> Iterator[RedisServer]:
     with RedisServer() as running:
         yield running
+
+
+class ByDigest(ScriptRunner):
+    """Calls the scripts as workers do: EVALSHA."""
+
+    def execute(self, call: Call) -> Any:
+        return self.client.evalsha(
+            self.scripts.scripts[call.script].sha1.decode(), len(call.keys), *call.keys, *call.args
+        )
+
+    def load_scripts(self) -> None:
+        """Must be called once for each server."""
+        for script in self.scripts.scripts.values():
+            self.client.script_load(script.source)
 
 
 def batches(size: int, *, granted_ms: int) -> list[list[Entry]]:
@@ -65,7 +80,8 @@ def finalize_all(runner: ScriptRunner, work: list[list[Entry]]) -> None:
 def test_script(benchmark: Any, figures: Figures, server: RedisServer, script: str, batch: int) -> None:
     client = server.client()
     client.flushall()
-    runner = ScriptRunner(client)
+    runner = ByDigest(client)
+    runner.load_scripts()
     runner.claim()
     work = batches(batch, granted_ms=int(script != "finalize_unlocked"))
     if script == "finalize":

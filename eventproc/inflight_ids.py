@@ -27,7 +27,8 @@ class InflightIds:
         if self._waiters:
             return [waiter for waiter in map(self.free, entries) if waiter is not None]
         for entry in entries:
-            ids.pop(entry.id, None)
+            if ids.get(entry.id) is entry:
+                del ids[entry.id]
         return []
 
     def free(self, entry: Entry) -> Entry | None:

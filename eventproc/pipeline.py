@@ -14,11 +14,10 @@ The way of an entry (CONTRACT section 4):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from random import Random
-from typing import Protocol
 
 from eventproc._reorder import Arrivals, ReorderBuffer
 from eventproc.asides import Asides
@@ -32,44 +31,29 @@ from eventproc.effects import (
     Final,
     Finalize,
     Finalized,
-    Gap,
     LoadUsers,
     Offsets,
-    Produce,
     Record,
-    Refusal,
     Release,
     Request,
     Run,
     Seek,
-    UserEffects,
     UserState,
     Verdict,
 )
 from eventproc.errors import Fenced, Reject
+from eventproc.finalizer import FOREIGN_RETRY_MS, Finalizer, Meter
 from eventproc.gaps import GapKeeper
 from eventproc.handlers import NOT_RUN, RUN_SLICE_MS, Outcome, describe_failure
 from eventproc.inflight_ids import InflightIds
 from eventproc.intake import Intake
 from eventproc.lanes import Lanes
-from eventproc.metrics import Counter, Histogram
 from eventproc.ownership import Ownership
 from eventproc.settings import Settings
+from eventproc.settler import Settler
 
-HEARTBEAT_MS = 1000  # ownership and revision are checked that often when idle
-FLOOR_ONLY_MS = 100  # a floor that rises without effects is written that often under load
 LOCKED_RETRY_MS = 50
-FOREIGN_RETRY_MS = 5000
-PRODUCE_RETRY_MS = 200
 PAUSE_COUNTS_MS = 1000  # not reading for longer stops the gap timers
-MAX_LATENCY_MS = 86_400_000  # producers' timestamps may be anything
-
-
-class Meter(Protocol):
-    """Where figures go; a `metrics.Page`."""
-
-    def inc(self, metric: Counter, n: int = 1, label: str = "") -> None: ...
-    def observe(self, metric: Histogram, values: Iterable[float]) -> None: ...
 
 
 class Pipeline:
@@ -105,7 +89,7 @@ class Pipeline:
         self._suspended = False
         self._reset(0)
 
-    def _reset(self, position: int) -> None:
+    def _reset(self, position: int, now_ms: int = 0) -> None:
         """Forget everything: the state is read back from Redis and Kafka."""
         s = self._settings
         self.buffer = ReorderBuffer(
@@ -117,30 +101,33 @@ class Pipeline:
             max_parked_bytes=s.max_parked_bytes,
             max_users=s.max_users,
         )
-        self.acked_floor = position  # the last floor that Redis acknowledged
         self._gap_keeper = GapKeeper(self.buffer)
         self._asides = Asides(self._found_foreign)
         self._lanes = Lanes()
         self._ids = InflightIds()
+        self._settler = Settler(self.buffer, self._lanes, self._warn)
+        self._finalizer = Finalizer(
+            s.batch_max,
+            self.buffer,
+            self._lanes,
+            self._settler,
+            self._asides,
+            self.ownership,
+            self._meter,
+            self._conflict_letter,
+            now_ms,
+        )
+        self._done = self._finalizer.done
         self._unknown: list[str] = []
         self._loading: LoadUsers | None = None
         self._waiting: deque[Entry] = deque()  # for acquire
         self._acquiring: Acquire | None = None
         self._running: Run | None = None
         self._run_ms = 0.0  # of one handler run, smoothed
-        self._done: deque[Entry] = deque()  # for finalize
-        self._gaps: deque[Gap] = deque()  # for finalize
-        self._finalizing: Finalize | None = None
-        self._has_next: set[str] = set()  # users whose next: key exists
-        self._settled: list[int] = []
-        self._held: set[int] = set()  # settled too early: the call that did it was refused in part
-        self._to_produce: list[Entry] = []
-        self._producing: dict[int, Entry] = {}  # by offset, until Kafka has acknowledged
         self._release: Release | None = None
         self._released = False
         self._committed = -1
         self._committed_ms = 0
-        self._finalized_ms = 0
         self._idle_reading_ms: int | None = None
         self._paused = False
 
@@ -174,11 +161,12 @@ class Pipeline:
     @property
     def floor(self) -> int:
         """Lowest offset that is not final, as far as is known here."""
-        if self._settled:
-            self.buffer.settle(self._settled)
-            self._settled = []
-        floor = self.buffer.floor()
-        return min(floor, min(self._held)) if self._held else floor
+        return self._settler.floor
+
+    @property
+    def acked_floor(self) -> int:
+        """The last floor that Redis acknowledged."""
+        return self._finalizer.acked_floor
 
     @property
     def idle(self) -> bool:
@@ -189,11 +177,8 @@ class Pipeline:
             or self._waiting
             or self._acquiring
             or self._running
-            or self._done
-            or self._gaps
-            or self._finalizing
-            or self._to_produce
-            or self._producing
+            or self._finalizer.busy()
+            or self._settler.busy()
             or not self._lanes.is_idle()
         )
 
@@ -218,10 +203,12 @@ class Pipeline:
             self._expire(now_ms, requests)
             self._load(requests)
         # finalize before acquire: what it writes to the gap ledger decides look-ups behind it
-        self._finalize(now_ms, requests)
+        finalize = self._finalizer.step(now_ms, lambda: self.draining or self.idle)
+        if finalize is not None:
+            requests.append(finalize)
         if not self.draining:
             self._acquire(requests)
-        self._produce(requests)
+        requests += self._settler.produce()
         self._commit(now_ms, requests)
         if not self.draining:
             self._run(now_ms, requests)
@@ -249,10 +236,9 @@ class Pipeline:
         start = self.ownership.on_claimed(reply, now_ms)
         if start < 0:
             return []
-        self._reset(start)
-        self._finalized_ms = now_ms
+        self._reset(start, now_ms)
         if reply.offset != start:
-            self.acked_floor = -1  # to be written at once
+            self._finalizer.acked_floor = -1  # to be written at once
         return [Seek(start)]
 
     def on_records(self, records: list[Record], now_ms: int) -> None:
@@ -311,7 +297,7 @@ class Pipeline:
                 continue
             self._asides.clear(user)
             if state.next:
-                self._has_next.add(user)
+                self._finalizer.has_next.add(user)
             users.append(user)
             expected.append(max(state.last + 1, state.next, 1))
             adopt.append(with_baseline and not state.last and not state.next)
@@ -342,10 +328,10 @@ class Pipeline:
             if not self._gap_keeper.holds(entry):
                 self._look(entry)
         for user in arrivals.evicted:
-            self._has_next.discard(user)
+            self._finalizer.has_next.discard(user)
         over = self.buffer.overfull()
         if over:
-            self._close(self._gap_keeper.close(over, "overflow"))
+            self._finalizer.add_gaps(self._gap_keeper.close(over, "overflow"))
 
     def _take_ready(self, entries: list[Entry], now_ms: int) -> None:
         take_id = self._ids.take
@@ -396,7 +382,7 @@ class Pipeline:
 
     def _duplicate(self, entry: Entry) -> None:
         self._meter.inc("events", 1, "duplicate")
-        self._settle(entry.offset)
+        self._settler.settle(entry.offset)
 
     # --- acquire ----------------------------------------------------------------------------------
 
@@ -487,7 +473,7 @@ class Pipeline:
         if not same:
             self._done.append(self._conflict_letter(entry))
         elif entry.reason:
-            self._to_produce.append(entry)
+            self._settler.dead_letter(entry)
         else:
             self._duplicate(entry)
 
@@ -584,220 +570,25 @@ class Pipeline:
 
     # --- finalize ---------------------------------------------------------------------------------
 
-    def _finalize(self, now_ms: int, requests: list[Request]) -> None:
-        if self._finalizing is not None:
-            return
-        batch, groups = self._collect()
-        floor = self.floor
-        if not batch and not groups:
-            waited_ms = now_ms - self._finalized_ms
-            idle = self.draining or self.idle
-            risen = floor != self.acked_floor and (idle or waited_ms >= FLOOR_ONLY_MS)
-            if not risen and waited_ms < HEARTBEAT_MS:
-                return
-        else:
-            self._meter.observe("finalize_batch_events", (len(batch),))
-        owner = self.ownership
-        self._finalized_ms = now_ms
-        self._finalizing = Finalize(
-            owner.epoch,
-            owner.owner,
-            owner.rev + 1,
-            floor,
-            self.buffer.unfinalized() + len(self._held),
-            groups=groups,
-            loose=[e for e in batch if not e.letter and (e.look or not e.seq)],
-            letters=[e for e in batch if e.letter],
-        )
-        requests.append(self._finalizing)
-
-    def _collect(self) -> tuple[list[Entry], list[UserEffects]]:
-        """Take the next batch off `_done` and `_gaps`; offsets that it makes final are settled."""
-        groups: dict[str, UserEffects] = {}
-        for _ in range(min(len(self._gaps), self._settings.batch_max)):
-            gap = self._gaps.popleft()
-            if not self._asides.holds_gap(gap):
-                groups[gap.user] = UserEffects(gap.user, gap.user in self._has_next, (gap,))
-        batch: list[Entry] = []
-        done = self._done
-        settled: list[int] = []
-        has_next = self._has_next
-        for _ in range(min(len(done), self._settings.batch_max)):
-            entry = done.popleft()
-            if entry.seq and not entry.look and not entry.letter:
-                user = entry.user
-                if self._asides and self._asides.holds_entry(entry):
-                    continue
-                group = groups.get(user)
-                if group is None:
-                    groups[user] = UserEffects(user, user in has_next, (), [entry])
-                else:
-                    group.entries.append(entry)
-            batch.append(entry)
-            if not entry.reason:
-                settled.append(entry.offset)
-        if self._held:
-            for offset in settled:
-                self._settle(offset)
-        else:
-            self._settled += settled
-        return batch, list(groups.values())
-
     def on_finalized(self, request: Finalize, reply: Finalized, now_ms: int, wall_ms: int) -> None:
         """Reply to Finalize. Raises Fenced."""
-        if request is not self._finalizing:
+        if not self._finalizer.takes(request) or self._lost(reply.status):
             return
-        self._finalizing = None
-        if self._lost(reply.status):
-            return
-        self.ownership.rev = request.rev
-        self.acked_floor = reply.floor
-        counts = dict.fromkeys(("processed", "failed", "skipped"), 0)
-        applied: list[Entry] = []  # simply processed
-        finished: list[str] = []
-        first = 0
-        plain = not (reply.refused or reply.foreign or self._asides)
-        for at, group in enumerate(request.groups):
-            last = group.entries[-1] if group.entries else None
-            if plain and last is not None and last.status == "processed" and not last.passed:
-                self._has_next.discard(group.user)
-                for entry in group.entries:
-                    finished.append(group.user)
-                    if entry.reason or entry.passed:
-                        self._applied(entry, counts)
-                    else:
-                        applied.append(entry)
-            else:
-                foreign = reply.foreign.get(at)
-                self._take_group(group, first, reply.refused, foreign, finished, counts, now_ms)
-            first += len(group.entries)
-        for index, entry in enumerate((*request.loose, *request.letters), first):
-            why = reply.refused.get(index)
-            if why is None:
-                self._applied(entry, counts)
-            elif why == Refusal.FOREIGN:
-                self._hold(entry)
-                self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._done.append, entry))
-                self._asides.name(entry.user, f"a key of {entry.id}", entry.offset)
-                continue
-            else:
-                self._refuse(entry, why)
-            if self._asides.foreign:
-                self._asides.clear(entry.user, entry.offset)
-        self._waiting += self._ids.free_all(applied)
-        counts["processed"] += len(applied)
-        self.buffer.finish(finished)
-        self._release_gaps(request.groups, now_ms)
-        self._observe(counts, [wall_ms - entry.timestamp for entry in applied])
-
-    def _observe(self, counts: dict[str, int], latencies: list[int]) -> None:
-        for status, n in counts.items():
-            if n:
-                self._meter.inc("events", n, status)
-        if latencies:
-            if min(latencies) < 0 or max(latencies) > MAX_LATENCY_MS:
-                latencies = [min(max(0, ms), MAX_LATENCY_MS) for ms in latencies]
-            self._meter.observe("latency_ms", latencies)
-
-    def _take_group(
-        self,
-        group: UserEffects,
-        first: int,
-        refused: dict[int, Refusal],
-        foreign_key: str | None,
-        finished: list[str],
-        counts: dict[str, int],
-        now_ms: int,
-    ) -> None:
-        """What came of one user's effects; `first` is the index of its first entry in the call."""
-        applied = group.entries
-        if foreign_key is not None:
-            left = [i for i in range(len(applied)) if refused.get(first + i) == Refusal.FOREIGN]
-            cut = left[0] if left else 0
-            applied, stopped = applied[:cut], applied[cut:]
-            self._set_aside(group, stopped, [] if applied else group.gaps, foreign_key, now_ms)
-        ahead = bool(group.gaps)  # whether next: tells more than the list
-        for index, entry in enumerate(applied, first):
-            why = refused.get(index) if refused else None
-            if why is None:
-                self._applied(entry, counts)
-                ahead = entry.status != "processed"
-            else:
-                self._refuse(entry, why)
-                ahead = True
-        finished += [group.user] * len(applied)
-        if ahead:
-            self._has_next.add(group.user)
-        elif applied and self._has_next:
-            self._has_next.discard(group.user)
-        if foreign_key is None and self._asides and group.user in self._asides:
-            self._lanes.put_back(self._asides.rejoin(group.user))
-
-    def _release_gaps(self, groups: list[UserEffects], now_ms: int) -> None:
-        """What lies beyond a gap whose closing is written may run; others may be closed now."""
-        for group in groups:
-            if group.gaps and group.user not in self._asides:
-                late = self._gap_keeper.written(group.user)
-                self._take(self.buffer.open([group.user], now_ms), now_ms)
-                for entry in late:
-                    self._look(entry)
-        self._close(self._gap_keeper.close_deferred())
-
-    def _applied(self, entry: Entry, counts: dict[str, int]) -> None:
-        if entry.passed:
-            if entry.status and entry.reason:
-                self._to_produce.append(entry)
-            return
-        waiter = self._ids.free(entry)
-        if waiter is not None:
-            self._waiting.append(waiter)
-        if entry.status:
-            counts[entry.status] += 1
-        elif entry.reason == "invalid":
-            self._meter.inc("events", 1, "invalid")
-        if entry.reason:
-            self._meter.inc("dead_letters", 1, entry.reason)
-            self._to_produce.append(entry)
-
-    def _refuse(self, entry: Entry, why: Refusal) -> None:
-        """Another worker made the id final meanwhile."""
-        self._free_id(entry)
-        if why == Refusal.FINAL:
-            self._meter.inc("events", 1, "duplicate")
-            if entry.reason:
-                self._settle(entry.offset)
-            entry.status = ""
-            return
-        self._hold(entry)
-        entry.error = f"id {entry.id} became final under another user or seq"
-        self._done.append(self._conflict_letter(entry))
-        entry.status = ""
-
-    def _hold(self, entry: Entry) -> None:
-        """The offset is not final after all."""
-        if not entry.reason:
-            self._held.add(entry.offset)
-
-    # --- users set aside --------------------------------------------------------------------------
+        written = self._finalizer.on_finalized(request, reply, now_ms, wall_ms)
+        self._waiting += self._ids.free_all(written.freed)
+        if written.rejoined:
+            self._lanes.put_back(written.rejoined)
+        for user in written.opened:
+            late = self._gap_keeper.written(user)
+            self._take(self.buffer.open([user], now_ms), now_ms)
+            for entry in late:
+                self._look(entry)
+        self._finalizer.add_gaps(self._gap_keeper.close_deferred())
 
     def _found_foreign(self, user: str, key: str) -> None:
         self._meter.inc("foreign_keys")
         remedy = "delete or rename the key; the user waits for it"
         self._warn("foreign_key", user=user, redis_key=key, remedy=remedy)
-
-    def _set_aside(
-        self, group: UserEffects, entries: list[Entry], gaps: Sequence[Gap], key: str, now_ms: int
-    ) -> None:
-        self._asides.name(group.user, key)
-        for entry in entries:
-            self._hold(entry)
-        self._asides.refuse(group.user, entries, gaps)
-        self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._retry_aside, group.user))
-
-    def _retry_aside(self, user: str) -> None:
-        entries, gaps = self._asides.retry(user)
-        self._done.extendleft(reversed(entries))
-        self._gaps.extendleft(reversed(gaps))
 
     # --- gaps -------------------------------------------------------------------------------------
 
@@ -817,45 +608,20 @@ class Pipeline:
         if self.buffer.position - self.buffer.floor() >= self._settings.max_replay_records:
             holder = self.buffer.floor_gap()
             if holder is not None:
-                self._close(self._gap_keeper.close([holder[0]], "overflow"))
+                self._finalizer.add_gaps(self._gap_keeper.close([holder[0]], "overflow"))
 
     def _expire(self, now_ms: int, requests: list[Request]) -> None:
         if self._suspended or self._paused:
             return
         if self._gap_keeper.expire(now_ms):
             requests.append(FetchEnd())
-        self._close(self._gap_keeper.close_read())
-
-    def _close(self, gaps: list[Gap]) -> None:
-        """These gaps were given up; nothing beyond them is run before that is written."""
-        for gap in gaps:
-            self._gaps.append(gap)
-            self._meter.inc("gaps_closed", 1, gap.reason)
+        self._finalizer.add_gaps(self._gap_keeper.close_read())
 
     # --- dead letters and commits -----------------------------------------------------------------
 
-    def _produce(self, requests: list[Request]) -> None:
-        for entry in self._to_produce:
-            self._producing[entry.offset] = entry
-            requests.append(Produce(entry))
-        self._to_produce.clear()
-
     def on_delivered(self, entry: Entry, error: str | None, now_ms: int) -> None:
         """Kafka has the dead letter, or `error` tells why it has not: then it is sent again."""
-        if self._producing.get(entry.offset) is not entry:
-            return
-        if error is None:
-            del self._producing[entry.offset]
-            self._settle(entry.offset)
-        else:
-            self._warn("dead_letter_not_acknowledged", offset=entry.offset, error=error)
-            self._lanes.later(now_ms + PRODUCE_RETRY_MS, partial(self._to_produce.append, entry))
-
-    def _settle(self, offset: int) -> None:
-        if offset in self._held:
-            self._held.discard(offset)
-        else:
-            self._settled.append(offset)
+        self._settler.delivered(entry, error, now_ms)
 
     def _commit(self, now_ms: int, requests: list[Request]) -> None:
         if self.acked_floor <= self._committed:
@@ -876,7 +642,7 @@ class Pipeline:
             locked = [entry for entry in left if entry.granted_ms and not entry.passed]
             self._release = Release(self.ownership.epoch, self.ownership.owner, locked)
             requests.append(self._release)
-        busy = self._finalizing or self._done or self._to_produce or self._producing
+        busy = self._finalizer.busy() or self._settler.busy()
         self.drained = self._released and not busy and self.floor == self.acked_floor == self._committed
 
     def on_released(self, request: Release) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any, get_args
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from eventproc.crashpoints import POINTS, Point
@@ -20,7 +21,16 @@ from tests.integration.supervised import wait_for
 pytestmark = pytest.mark.timeout(120)
 
 #: At which pass the worker of partition 0 dies: in the midst of the work where there are many passes.
-PASSES = {"claim": 1, "load": 2, "commit": 2, "release": 1, "produce": 4, "acquire": 5, "run": 5, "finalize": 5}
+PASSES = {
+    "claim": 1,
+    "load": 2,
+    "commit": 2,
+    "release": 1,
+    "produce": 4,
+    "acquire": 5,
+    "run": 5,
+    "finalize": 5,
+}
 PARTITIONS = 2
 
 
@@ -62,13 +72,17 @@ def stopped_worker(it: Deployment, partition: int) -> Callable[[], int]:
 
 
 def press(it: Deployment, fallen: Callable[[], Any]) -> None:
-    """On a slow machine the workload may have come in fewer batches than it takes: send on until it is enough."""
+    """The workload may have come in fewer batches than it takes: send on until it is enough."""
     for number in count():
         if fallen():
             return
         user = it.user(f"straggler{number}-", 0)
         it.send(event(user, 1, fail=True))
-        it.until(lambda user=user: fallen() or it.status_of(f"{user}-1"), "the straggler or the fall")
+        wait_for(partial(_done_or, fallen, it, f"{user}-1"), 40, "the straggler's end, or the fall")
+
+
+def _done_or(fallen: Callable[[], Any], it: Deployment, id: str) -> bool:
+    return bool(fallen() or it.status_of(id))
 
 
 def run_through(it: Deployment, point: str) -> None:

@@ -1,4 +1,4 @@
-"""Supervisors, Redis and Kafka that die, stop or forget, under load: what comes of it (CONTRACT 4.10, 6, 7)."""
+"""Supervisors, Redis and Kafka that die, stop or forget, under load (CONTRACT 4.10, 6, 7)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def workload_for(it: Deployment, **changes: Any) -> Workload:
 
 
 def underway(it: Deployment) -> None:
-    """Start it on its backlog, slowly; wait until each partition has done something, but none has done all."""
+    """Start it on its backlog, slowly; wait until each partition has done something, none all."""
     it.pace(SLOW_MS)
     it.start()
     it.until(lambda: all(it.floors().values()), "the first floors")
@@ -123,7 +123,7 @@ def test_a_partition_taken_by_another_host_is_given_up_until_its_lease_is_over(
 
 def test_takeover_does_not_wait_for_a_lease(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
     it = deploy(embedded_broker, lease_ms=600_000)
-    owner = {"epoch": 1, "owner": "elsewhere:7:1/0/x", "rev": 0, "offset": 0}
+    owner: dict[Any, Any] = {"epoch": 1, "owner": "elsewhere:7:1/0/x", "rev": 0, "offset": 0}
     it.redis.hset(
         f"partition:{it.topic}:0",
         mapping={**owner, "seen_ms": time.time_ns() // 1_000_000, "schema": 1},

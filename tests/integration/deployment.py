@@ -1,4 +1,4 @@
-"""A whole deployment as an operator has it: the real command, real workers, any broker, a Redis of its own."""
+"""A whole deployment as an operator has it: the real command, real workers, a Redis of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import orjson
-import psutil
+import psutil  # type: ignore[import-untyped]
 import redis
 from confluent_kafka import Message
 from prometheus_client.parser import text_string_to_metric_families
@@ -46,7 +46,9 @@ main()
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def event(user: str, seq: int = 0, id: str = "", *, do: tuple[str, object] | None = None, **payload: Any) -> dict[str, Any]:
+def event(
+    user: str, seq: int = 0, id: str = "", *, do: tuple[str, object] | None = None, **payload: Any
+) -> dict[str, Any]:
     """An event's document; `do` is for `handlers_for_tests.act`."""
     if seq:
         payload["seq"] = seq
@@ -63,7 +65,13 @@ class Deployment:
     """
 
     def __init__(
-        self, broker: BrokerUnderTest, server: RedisServer, folder: Path, *, partitions: int = 1, **settings: Any
+        self,
+        broker: BrokerUnderTest,
+        server: RedisServer,
+        folder: Path,
+        *,
+        partitions: int = 1,
+        **settings: Any,
     ) -> None:
         self.broker = broker
         self.server = server
@@ -113,7 +121,9 @@ class Deployment:
         self._logged_before = len(self.log())
         environ = {name: value for name, value in os.environ.items() if not name.startswith("EVENTPROC_")}
         for name, value in self._chosen.items():
-            environ[f"EVENTPROC_{name.upper()}"] = json.dumps(value) if isinstance(value, dict) else str(value)
+            environ[f"EVENTPROC_{name.upper()}"] = (
+                json.dumps(value) if isinstance(value, dict) else str(value)
+            )
         environ["EVENTPROC_TEST_RUNS"] = str(self.runs)
         if crash_at:
             environ["EVENTPROC_CRASH_AT"] = crash_at
@@ -227,7 +237,9 @@ class Deployment:
         assert not produced.unacknowledged, produced
         return produced
 
-    def send(self, *records: dict[str, Any] | bytes | None, partition: int = -1, key: bytes = b"") -> list[int]:
+    def send(
+        self, *records: dict[str, Any] | bytes | None, partition: int = -1, key: bytes = b""
+    ) -> list[int]:
         """Produce these values in order; returns their offsets."""
         offsets: dict[int, int] = {}
         producer = EventProducer(
@@ -268,16 +280,16 @@ class Deployment:
         found: dict[str, str] = self.redis.hgetall(self.key(name))  # type: ignore[assignment]
         return found
 
-    def list(self, name: str) -> list[str]:
+    def elements(self, name: str) -> list[str]:
         found: list[str] = self.redis.lrange(self.key(name), 0, -1)  # type: ignore[assignment]
         return found
 
     def order(self, user: str) -> list[int]:
-        return [int(seq) for seq in self.list(f"order:{user}")]
+        return [int(seq) for seq in self.elements(f"order:{user}")]
 
     def gaps(self, user: str) -> list[str]:
         """The ledger's entries without their times."""
-        return [entry.rpartition(":")[0] for entry in self.list(f"gaps:{user}")]
+        return [entry.rpartition(":")[0] for entry in self.elements(f"gaps:{user}")]
 
     def status_of(self, id: str) -> str:
         return self.hash(f"event:{id}").get("status", "")
@@ -326,6 +338,12 @@ class Deployment:
             for line in path.read_text().splitlines():
                 id, attempt, begin_ms, end_ms = line.split()
                 yield id, int(attempt), int(begin_ms), int(end_ms)
+
+
+def headers_of(message: Message) -> list[tuple[str, bytes]]:
+    """A record's headers, in order."""
+    headers: Any = message.headers() or []
+    return list(headers)
 
 
 def gone(pids: list[int], timeout_s: float) -> None:

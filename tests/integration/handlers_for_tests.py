@@ -1,7 +1,7 @@
 """Handlers that do as the event says, and write down each run; for tests with real workers.
 
-`EVENTPROC_TEST_RUNS` is a folder. They append to `<partition>.runs` what `eventproc verify --runs` reads; `act`
-also to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run.
+`EVENTPROC_TEST_RUNS` is a folder. They append to `<partition>.runs` what `eventproc verify --runs` reads;
+`act` also to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run.
 """
 
 from __future__ import annotations

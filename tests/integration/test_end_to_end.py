@@ -12,7 +12,7 @@ from confluent_kafka import Message
 from eventproc.broker.reading import TopicReader
 from eventproc.workload import Workload
 from tests.integration.conftest import BrokerUnderTest
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, headers_of
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(180)
@@ -55,12 +55,12 @@ def effects(it: Deployment) -> dict[str, Any]:
         if key.startswith("partition:"):
             continue
         kind = it.redis.type(key)
-        found[key] = {"hash": it.redis.hgetall, "string": it.redis.get, "list": it.list}[str(kind)](key)
+        found[key] = {"hash": it.redis.hgetall, "string": it.redis.get, "list": it.elements}[str(kind)](key)
     return found
 
 
 def origin(letter: Message) -> str:
-    return dict(letter.headers() or [])["eventproc-origin"].decode()
+    return dict(headers_of(letter))["eventproc-origin"].decode()
 
 
 def records_of(it: Deployment) -> dict[str, Message]:
@@ -94,11 +94,11 @@ def test_a_mixed_workload_is_processed_by_the_rules(deployment: Deployment) -> N
     assert it.metric("events_total", outcome="invalid") == totals.invalid
 
     letters, records = it.dead_letters(), records_of(it)
-    assert len({origin(letter) for letter in letters}) == len(letters) == len(it.list("dlq:list"))
+    assert len({origin(letter) for letter in letters}) == len(letters) == len(it.elements("dlq:list"))
     for letter in letters:
-        record, headers = records[origin(letter)], letter.headers() or []
+        record, headers = records[origin(letter)], headers_of(letter)
         assert (letter.key(), letter.value()) == (record.key(), record.value())
-        assert headers[: -len(OWN_HEADERS)] == (record.headers() or [])
+        assert headers[: -len(OWN_HEADERS)] == headers_of(record)
         assert tuple(name for name, _ in headers[-len(OWN_HEADERS) :]) == OWN_HEADERS
         assert len(dict(headers)["eventproc-error"]) > 0
     assert it.stop() == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import BrokerUnderTest
-from tests.integration.deployment import ACT, GAP_TIMEOUT_MS, Deployment, event
+from tests.integration.deployment import ACT, GAP_TIMEOUT_MS, Deployment, event, headers_of
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(120)
@@ -59,10 +59,10 @@ def assert_letter(it: Deployment, id: str, reason: str, attempts: int, at: tuple
     found = it.hash(f"dlq:{id}")
     assert (found["eventId"], found["reason"], found["attempts"]) == (id, reason, str(attempts))
     assert (found["topic"], found["partition"], found["offset"]) == (it.topic, str(at[0]), str(at[1]))
-    assert it.list("dlq:list").count(id) == 1
+    assert it.elements("dlq:list").count(id) == 1
     origin = f"{it.topic}/{at[0]}/{at[1]}".encode()
     it.until(lambda: it.floors()[at[0]] > at[1], f"floor of {at[0]} above {at[1]}")  # then Kafka has it
-    headers = [dict(letter.headers() or []) for letter in it.dead_letters()]
+    headers = [dict(headers_of(letter)) for letter in it.dead_letters()]
     (own,) = [found for found in headers if found["eventproc-origin"] == origin]
     assert own["eventproc-reason"] == reason.encode()
     assert own["eventproc-attempts"] == b"%d" % attempts
@@ -284,7 +284,7 @@ def test_late_policy_skip_and_a_capped_order_list_under_a_prefix(
             assert it.order("u") == [5, 6, 7, 8, 10]
             assert [it.hash(f"event:{id}")["status"] for id in ("u-9", "u-4b")] == ["skipped", "skipped"]
             it.idle()
-            assert it.list("dlq:list") == []
+            assert it.elements("dlq:list") == []
             assert it.dead_letters() == []
             assert [key for key in it.redis.scan_iter() if not key.startswith("p:")] == []
             assert it.stop() == 0

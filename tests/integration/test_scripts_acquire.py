@@ -124,7 +124,10 @@ def test_look_at_a_final_id(me: ScriptRunner) -> None:
         entry(1, "u", 1, look=True), entry(5, "u", 9), entry(6, "u", 1, look=True), entry(1, "u", 1)
     )
     assert mixed.verdicts == [FINAL, GRANTED, STALE, FINAL]
-    assert mixed.finals == {0: Final("processed", "u", 1, attempts=1), 3: Final("processed", "u", 1, attempts=1)}
+    assert mixed.finals == {
+        0: Final("processed", "u", 1, attempts=1),
+        3: Final("processed", "u", 1, attempts=1),
+    }
 
 
 @pytest.mark.parametrize(

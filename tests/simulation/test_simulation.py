@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from eventproc._reorder import ReorderBuffer
-from eventproc.effects import Finalized
+from eventproc.effects import Entry, Finalized
 from eventproc.gaps import GapKeeper
 from eventproc.lanes import Lanes
 from eventproc.pipeline import Pipeline
+from eventproc.settler import Settler
 from tests.simulation.world import FAULTS, Violation, World, simulate
 
 SEEDS = int(os.environ.get("EVENTPROC_TEST_SEEDS", "2000"))
@@ -77,13 +78,13 @@ def _violated(only: tuple[str, ...], seeds: int = 60) -> bool:
 
 
 def test_notices_a_floor_past_parked_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    def floor(self: Pipeline) -> int:
+    def floor(self: Settler) -> int:
         if self._settled:
-            self.buffer.settle(self._settled)
+            self._buffer.settle(self._settled)
             self._settled = []
-        return self.buffer.position
+        return self._buffer.position
 
-    monkeypatch.setattr(Pipeline, "floor", property(floor))
+    monkeypatch.setattr(Settler, "floor", property(floor))
     assert _violated(("crash",))
 
 
@@ -125,15 +126,10 @@ def test_notices_a_lost_write_that_is_taken_for_applied(monkeypatch: pytest.Monk
 def test_notices_a_dead_letter_that_is_settled_before_its_acknowledgement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = Pipeline.step
+    def dead_letter(self: Settler, entry: Entry) -> None:
+        self.settle(entry.offset)
 
-    def step(self: Pipeline, now_ms: int) -> list[Any]:
-        for entry in self._to_produce:
-            self._settle(entry.offset)
-        self._to_produce.clear()
-        return original(self, now_ms)
-
-    monkeypatch.setattr(Pipeline, "step", step)
+    monkeypatch.setattr(Settler, "dead_letter", dead_letter)
     assert _violated(("crash",))
 
 

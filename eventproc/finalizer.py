@@ -1,0 +1,282 @@
+"""From outcomes to effects: batches for the finalize call, and what its reply makes of them.
+
+An entry comes here once it has run, was judged, or is final already; a gap, once it was given up. They
+leave when Redis has taken them: settled, or on their way to the DLQ topic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from eventproc._reorder import ReorderBuffer
+from eventproc.asides import Asides
+from eventproc.effects import Entry, Finalize, Finalized, Gap, Refusal, UserEffects
+from eventproc.lanes import Lanes
+from eventproc.metrics import Counter, Histogram
+from eventproc.ownership import Ownership
+from eventproc.settler import Settler
+
+FLOOR_ONLY_MS = 100  # a floor that rises without effects is written that often under load
+FOREIGN_RETRY_MS = 5000
+HEARTBEAT_MS = 1000  # ownership and revision are checked that often when idle
+MAX_LATENCY_MS = 86_400_000  # producers' timestamps may be anything
+
+
+class Meter(Protocol):
+    """Where figures go; a `metrics.Page`."""
+
+    def inc(self, metric: Counter, n: int = 1, label: str = "") -> None: ...
+    def observe(self, metric: Histogram, values: Iterable[float]) -> None: ...
+
+
+@dataclass(slots=True)
+class Written:
+    """What a finalize call led to: entries whose ids are free, users whose gap closing is recorded, and
+    entries that may run because their user is not set aside any more."""
+
+    freed: list[Entry] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
+    rejoined: list[Entry] = field(default_factory=list)
+
+
+class Finalizer:
+    """Collects effects; at most one finalize call is under way.
+
+    `conflict_letter(entry)` makes the letter for a record whose id belongs to another event.
+    """
+
+    def __init__(
+        self,
+        batch_max: int,
+        buffer: ReorderBuffer,
+        lanes: Lanes,
+        settler: Settler,
+        asides: Asides,
+        ownership: Ownership,
+        meter: Meter,
+        conflict_letter: Callable[[Entry], Entry],
+        now_ms: int,
+    ) -> None:
+        self._batch_max = batch_max
+        self._buffer = buffer
+        self._lanes = lanes
+        self._settler = settler
+        self._asides = asides
+        self._ownership = ownership
+        self._meter = meter
+        self._conflict_letter = conflict_letter
+        self.done: deque[Entry] = deque()
+        self.acked_floor = buffer.position  # the last floor that Redis acknowledged
+        self.has_next: set[str] = set()  # users whose next: key exists
+        self._gaps: deque[Gap] = deque()
+        self._under_way: Finalize | None = None
+        self._sent_ms = now_ms
+
+    def busy(self) -> bool:
+        """Whether something is to be written, or being written."""
+        return bool(self.done or self._gaps or self._under_way)
+
+    def add_gaps(self, gaps: list[Gap]) -> None:
+        """These gaps were given up."""
+        self._gaps += gaps
+        for gap in gaps:
+            self._meter.inc("gaps_closed", 1, gap.reason)
+
+    def step(self, now_ms: int, idle: Callable[[], bool]) -> Finalize | None:
+        """The next call, if there is something to write, or it is time to see whether we still own it."""
+        if self._under_way is not None:
+            return None
+        batch, groups = self._collect()
+        floor = self._settler.floor
+        if not batch and not groups:
+            waited_ms = now_ms - self._sent_ms
+            risen = floor != self.acked_floor and (waited_ms >= FLOOR_ONLY_MS or idle())
+            if not risen and waited_ms < HEARTBEAT_MS:
+                return None
+        else:
+            self._meter.observe("finalize_batch_events", (len(batch),))
+        self._sent_ms = now_ms
+        self._under_way = Finalize(
+            self._ownership.epoch,
+            self._ownership.owner,
+            self._ownership.rev + 1,
+            floor,
+            self._settler.unfinalized(),
+            groups=groups,
+            loose=[e for e in batch if not e.letter and (e.look or not e.seq)],
+            letters=[e for e in batch if e.letter],
+        )
+        return self._under_way
+
+    def _collect(self) -> tuple[list[Entry], list[UserEffects]]:
+        """Take the next batch; the offsets that it makes final are settled."""
+        groups: dict[str, UserEffects] = {}
+        for _ in range(min(len(self._gaps), self._batch_max)):
+            gap = self._gaps.popleft()
+            if not self._asides.holds_gap(gap):
+                groups[gap.user] = UserEffects(gap.user, gap.user in self.has_next, (gap,))
+        batch: list[Entry] = []
+        done = self.done
+        settled: list[int] = []
+        has_next = self.has_next
+        for _ in range(min(len(done), self._batch_max)):
+            entry = done.popleft()
+            if entry.seq and not entry.look and not entry.letter:
+                user = entry.user
+                if self._asides and self._asides.holds_entry(entry):
+                    continue
+                group = groups.get(user)
+                if group is None:
+                    groups[user] = UserEffects(user, user in has_next, (), [entry])
+                else:
+                    group.entries.append(entry)
+            batch.append(entry)
+            if not entry.reason:
+                settled.append(entry.offset)
+        self._settler.settle_all(settled)
+        return batch, list(groups.values())
+
+    def takes(self, request: Finalize) -> bool:
+        """Whether this is the call under way; it is not any more then."""
+        if request is not self._under_way:
+            return False
+        self._under_way = None
+        return True
+
+    def on_finalized(self, request: Finalize, reply: Finalized, now_ms: int, wall_ms: int) -> Written:
+        """Redis has taken the call, or all of it but what it refused."""
+        self._ownership.rev = request.rev
+        self.acked_floor = reply.floor
+        written = Written()
+        counts = dict.fromkeys(("processed", "failed", "skipped"), 0)
+        applied: list[Entry] = []  # simply processed
+        finished: list[str] = []
+        first = 0
+        plain = not (reply.refused or reply.foreign or self._asides)
+        for at, group in enumerate(request.groups):
+            last = group.entries[-1] if group.entries else None
+            if plain and last is not None and last.status == "processed" and not last.passed:
+                self.has_next.discard(group.user)
+                for entry in group.entries:
+                    finished.append(group.user)
+                    if entry.reason or entry.passed:
+                        self._applied(entry, counts, written)
+                    else:
+                        applied.append(entry)
+            else:
+                foreign = reply.foreign.get(at)
+                finished += self._take_group(group, first, reply.refused, foreign, counts, written, now_ms)
+            if group.gaps and group.user not in self._asides:
+                written.opened.append(group.user)
+            first += len(group.entries)
+        for index, entry in enumerate((*request.loose, *request.letters), first):
+            self._take_single(entry, reply.refused.get(index), counts, written, now_ms)
+        written.freed += applied
+        counts["processed"] += len(applied)
+        self._buffer.finish(finished)
+        self._observe(counts, [wall_ms - entry.timestamp for entry in applied])
+        return written
+
+    def _take_group(
+        self,
+        group: UserEffects,
+        first: int,
+        refused: dict[int, Refusal],
+        foreign_key: str | None,
+        counts: dict[str, int],
+        written: Written,
+        now_ms: int,
+    ) -> list[str]:
+        """What came of one user's effects; `first` is the index of its first entry in the call. Answers the
+        user once for each entry that is final."""
+        applied = group.entries
+        if foreign_key is not None:
+            left = [i for i in range(len(applied)) if refused.get(first + i) == Refusal.FOREIGN]
+            cut = left[0] if left else 0
+            applied, stopped = applied[:cut], applied[cut:]
+            self._set_aside(group, stopped, [] if applied else group.gaps, foreign_key, now_ms)
+        ahead = bool(group.gaps)  # whether next: tells more than the list
+        for index, entry in enumerate(applied, first):
+            why = refused.get(index) if refused else None
+            if why is None:
+                self._applied(entry, counts, written)
+                ahead = entry.status != "processed"
+            else:
+                self._refuse(entry, why, written)
+                ahead = True
+        if ahead:
+            self.has_next.add(group.user)
+        elif applied:
+            self.has_next.discard(group.user)
+        if foreign_key is None and self._asides and group.user in self._asides:
+            written.rejoined += self._asides.rejoin(group.user)
+        return [group.user] * len(applied)
+
+    def _take_single(
+        self, entry: Entry, why: Refusal | None, counts: dict[str, int], written: Written, now_ms: int
+    ) -> None:
+        """What came of an entry outside its user's order."""
+        if why == Refusal.FOREIGN:
+            self._settler.hold(entry)
+            self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self.done.append, entry))
+            self._asides.name(entry.user, f"a key of {entry.id}", entry.offset)
+            return
+        if why is None:
+            self._applied(entry, counts, written)
+        else:
+            self._refuse(entry, why, written)
+        if self._asides.foreign:
+            self._asides.clear(entry.user, entry.offset)
+
+    def _applied(self, entry: Entry, counts: dict[str, int], written: Written) -> None:
+        if entry.passed:
+            if entry.status and entry.reason:
+                self._settler.dead_letter(entry)
+            return
+        written.freed.append(entry)
+        if entry.status:
+            counts[entry.status] += 1
+        elif entry.reason == "invalid":
+            self._meter.inc("events", 1, "invalid")
+        if entry.reason:
+            self._meter.inc("dead_letters", 1, entry.reason)
+            self._settler.dead_letter(entry)
+
+    def _refuse(self, entry: Entry, why: Refusal, written: Written) -> None:
+        """Another worker made the id final meanwhile."""
+        written.freed.append(entry)
+        if why == Refusal.FINAL:
+            self._meter.inc("events", 1, "duplicate")
+            if entry.reason:
+                self._settler.settle(entry.offset)
+        else:
+            self._settler.hold(entry)
+            entry.error = f"id {entry.id} became final under another user or seq"
+            self.done.append(self._conflict_letter(entry))
+
+    def _set_aside(
+        self, group: UserEffects, entries: list[Entry], gaps: Sequence[Gap], key: str, now_ms: int
+    ) -> None:
+        self._asides.name(group.user, key)
+        for entry in entries:
+            self._settler.hold(entry)
+        self._asides.refuse(group.user, entries, gaps)
+        self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._retry_aside, group.user))
+
+    def _retry_aside(self, user: str) -> None:
+        entries, gaps = self._asides.retry(user)
+        self.done.extendleft(reversed(entries))
+        self._gaps.extendleft(reversed(gaps))
+
+    def _observe(self, counts: dict[str, int], latencies: list[int]) -> None:
+        for status, n in counts.items():
+            if n:
+                self._meter.inc("events", n, status)
+        if latencies:
+            if min(latencies) < 0 or max(latencies) > MAX_LATENCY_MS:
+                latencies = [min(max(0, ms), MAX_LATENCY_MS) for ms in latencies]
+            self._meter.observe("latency_ms", latencies)
