@@ -110,6 +110,7 @@ def test_drain(benchmark: Any, figures: Figures, locking: str, shape: str) -> No
     elif (locking, MANY) in _measured:
         ratio = _measured[locking, FEW] / _measured[locking, MANY]
         figures.bar(f"{FEW} by {MANY}", ratio, least=LEAST_RATIO)
+    figures.judge()
 
 
 def tell(figures: Figures, rounds: list[Drain], users: int) -> None:

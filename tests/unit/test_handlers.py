@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from eventproc.clock import SystemClock
 from eventproc.effects import Entry
 from eventproc.errors import HandlerLoadError, Reject
 from eventproc.event import Event
@@ -338,3 +339,27 @@ def test_of_a_reject_only_its_reason_is_told() -> None:
 def test_names_for_messages() -> None:
     assert name_of(test_names_for_messages) == "test_names_for_messages"
     assert name_of(simulate(ManualClock())) == "simulate"
+
+
+class _Ticking(SystemClock):
+    """Every look at the clock finds it 20 ms later."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+
+    def monotonic_ms(self) -> int:
+        self.now_ms += 20
+        return self.now_ms
+
+
+def test_a_run_of_a_slow_handler_gives_the_loop_back() -> None:
+    ran: list[int] = []
+    runner = Runner(lambda event: ran.append(event.offset), 0, _Ticking(), lambda since_ms, offset: None)
+    entries = []
+    for offset in range(10):
+        made = Entry(offset, cast(Any, None), f"e{offset}", f"u{offset}", 1, "t", {"payload": {}})
+        made.lane = made.user
+        entries.append(made)
+    outcomes = runner.run(entries)
+    assert 1 <= len(ran) < 10
+    assert outcomes == [None] * len(ran) + [NOT_RUN] * (10 - len(ran))
