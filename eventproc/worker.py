@@ -49,6 +49,7 @@ from eventproc.store.channel import Channel
 CONSUME_RECORDS = 1000
 IDLE_WAIT_MS = 100
 REPLY_WAIT_MS = 2
+FULL_WAIT_MS = 20
 PUBLISH_MS = 100
 PAUSE_AFTER_MS = 200
 OFFSETS_TIMEOUT_S = 5.0
@@ -168,7 +169,9 @@ class Worker:
         busy |= self._take_deliveries()
         busy |= self._take_end()
         busy |= self._take_records(0 if busy or self._channel.pending else self._idle_wait_ms(now_ms))
-        self._take_replies(0 if busy else REPLY_WAIT_MS)
+        # nothing but a reply is of use while no records are wanted; the socket ends the wait
+        wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
+        self._take_replies(0 if busy else wait_ms)
         now_ms = self._clock.monotonic_ms()
         self._page.beat(now_ms)
         if now_ms - self._published_ms >= PUBLISH_MS:

@@ -303,8 +303,27 @@ local function push(order_key, first, last)
   end
 end
 
+-- Whether every writable entry still has the lock that acquire_events gave it after seeing that its id was
+-- not final. The lock has been ours ever since, so nobody else can have made it final: no need to look again.
+local function all_locked()
+  if again or locks < writable then
+    return false
+  end
+  for from = 1, locks, max_arguments do
+    local to = math.min(from + max_arguments - 1, locks)
+    local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
+    for v = 1, to - from + 1 do
+      if values[v] ~= ARGV[6] then
+        return false
+      end
+    end
+  end
+  return true
+end
+local locked = all_locked()
+
 -- How many keys there are of the next writable entries, without asking for each.
-local checked, present = 0, 0
+local checked, present = locked and writable or 0, 0
 local function check(i)
   checked = i + chunk - 1
   if checked > writable then
@@ -387,11 +406,14 @@ local function apply_group(g, first, count, argument, order_key, next_key, gaps_
     end
     if not code and not at and present == 0 then
       local key = KEYS[event_keys + i]
-      call('HSET', key, 'status', 'processed', 'processedAt', now, 'attempts', '1', 'userId', user, 'type',
-        ARGV[types + i], 'seq', ARGV[seqs + i])
-      call('PEXPIREAT', key, event_expiry)
-      call('SET', KEYS[dedup_keys + i], '1', 'PXAT', dedup_expiry)
-      status = 'processed'
+      if wrong_type(try('HSET', key, 'status', 'processed', 'processedAt', now, 'attempts', '1', 'userId', user,
+        'type', ARGV[types + i], 'seq', ARGV[seqs + i])) then
+        code, status = FOREIGN, key
+      else
+        call('PEXPIREAT', key, event_expiry)
+        call('SET', KEYS[dedup_keys + i], '1', 'PXAT', dedup_expiry)
+        status = 'processed'
+      end
     elseif not code and at and ARGV[at + 1] == '' then
       status = ARGV[at + 2] == '1' and 'processed' or 'passed'
     elseif not code then
@@ -474,8 +496,8 @@ end
 -- All locks at once if all are still ours, which is the rule.
 for from = 1, locks, max_arguments do
   local to = math.min(from + max_arguments - 1, locks)
-  local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
-  local lock, ours, held = ARGV[6], topic .. ':' .. partition .. ':', 0
+  local values = locked and {} or call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
+  local lock, ours, held = ARGV[6], topic .. ':' .. partition .. ':', locked and to - from + 1 or 0
   for v = 1, to - from + 1 do
     if values[v] == lock then
       held = held + 1
