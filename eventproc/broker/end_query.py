@@ -15,6 +15,7 @@ from eventproc.settings import Settings
 
 _REQUEST_TIMEOUT_S = 5.0
 _RETRY_MS = 100
+_FAILURES_MAX = 3
 
 
 class EndQuery:
@@ -34,6 +35,7 @@ class EndQuery:
         self._wanted = False
         self._answer: int | None = None
         self._asked_ms = -1
+        self._failures = 0
 
     def request(self) -> None:
         """Ask; an answer to an earlier question does not count."""
@@ -73,7 +75,12 @@ class EndQuery:
             )
             if isinstance(refusal, ConfigError) and self._wanted:
                 LOG.warning("%s", refusal)
+            self._failures += 1
+            if self._failures >= _FAILURES_MAX:
+                # after an outage a client may go on failing although its broker is back; a new one does not
+                self._failures, self._client = 0, None
             return
+        self._failures = 0
         self.alive = True
         if self._wanted:
             self._wanted, self._answer = False, end
