@@ -17,8 +17,10 @@ _SERVER = re.compile(r"(\w+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+#: Far above any sensible value, and far below what overflows in a socket, in Redis or in Lua.
+MOST = 2**31 - 1
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 

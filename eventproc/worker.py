@@ -276,6 +276,12 @@ class Worker:
             assert isinstance(reply, Claimed)
             for then in pipeline.on_claimed(reply, now_ms):
                 self._carry_out(then)
+            if pipeline.owned and reply.rev == 0 and reply.baseline >= 0:
+                self._log.warning(
+                    "redis_was_empty",
+                    offset=reply.baseline,
+                    remedy="outcomes of earlier records stay lost; see on_redis_empty",
+                )
             if pipeline.owned:
                 self._log.info("claimed", epoch=pipeline.ownership.epoch, offset=pipeline.buffer.position)
         elif isinstance(request, Release):
