@@ -168,7 +168,7 @@ class Runner:
             document = entry.document
             assert document is not None
             try:
-                handler(
+                returned = handler(
                     Event(
                         entry.id,
                         entry.user,
@@ -187,9 +187,20 @@ class Runner:
                 broken.add(entry.lane)
                 done(error)
             else:
-                done(None)
+                if returned is not None and inspect.isawaitable(returned):
+                    broken.add(entry.lane)
+                    done(_never_awaited(returned))
+                else:
+                    done(None)
         mark(0, -1)
         return outcomes
+
+
+def _never_awaited(returned: object) -> TypeError:
+    """What a plain function that returns a coroutine comes to: nothing of it has run."""
+    if inspect.iscoroutine(returned):
+        returned.close()
+    return TypeError("the handler returned an awaitable, which this version does not await")
 
 
 def _told(error: BaseException) -> str:

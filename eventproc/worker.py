@@ -107,6 +107,7 @@ class Worker:
         self._offsets_at_ms = -1  # when to ask for offsets; -1: not asked
         self._end_asked = False
         self._away = False
+        self._in_trouble = False
         self._reading_paused = False
         self._wanted_ms = 0
         self._published_ms = 0
@@ -401,6 +402,9 @@ class Worker:
         elif self.pipeline.foreign:
             user, key = next(iter(self.pipeline.foreign.items()))
             page.last_error = f"user {user} is set aside: key {key} has the wrong type; delete or rename it"
+        elif self._in_trouble:
+            page.last_error = ""  # it is over
+        self._in_trouble = bool(page.get("redis_down") or page.get("kafka_down") or self.pipeline.foreign)
 
 
 def main() -> int:

@@ -31,12 +31,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: Seq
     for row in listed:
         table.add_row(*(Text(_printable(cell)) for cell in row))
     console = Console(highlight=False, markup=False, emoji=False)
-    if not sys.stdout.isatty():
-        width = sum(
-            max([len(name), *(len(_printable(row[i])) for row in listed)]) + 2
-            for i, name in enumerate(columns)
-        )
-        console = Console(highlight=False, markup=False, emoji=False, width=max(80, 2 * width))
+    widths = [
+        max([len(name), *(len(_printable(row[i])) for row in listed)]) + 2 for i, name in enumerate(columns)
+    ]
+    width = max(80, 2 * sum(widths))
+    if sys.stdout.isatty():  # rather lines that the terminal wraps than an id cut in two
+        width = max(console.width, sum(widths[:-1]) + len(columns[-1]) + 2)
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():

@@ -125,7 +125,8 @@ class _ProgressLine:
         text = (
             f"{progress.phase}: {progress.sent:,} sent, {progress.acknowledged:,} acknowledged, {rate:,.0f}/s"
         )
-        self._console.print(f"\r{text:<70}", end="", highlight=False)
+        self._console.file.write(f"\r{text:<70}")
+        self._console.file.flush()
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _progress_line(quiet: bool) -> Iterator[_ProgressLine | None]:
     try:
         yield _ProgressLine(console)
     finally:
-        console.print("\r" + " " * 72 + "\r", end="")
+        console.file.write("\r" + " " * 72 + "\r")
 
 
 def _summary(result: Produced) -> Table:

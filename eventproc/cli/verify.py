@@ -46,15 +46,14 @@ def verify(
 
     def on_progress(what: str, count: int) -> None:
         if show:
-            progress.print(
-                f"\r{what}{f': {count:,}' if count else ' ...'}{' ' * 30}", end="", highlight=False
-            )
+            progress.file.write(f"\r{what}{f': {count:,}' if count else ' ...'}{' ' * 30}")
+            progress.file.flush()
 
     report = audit(
         settings, ledger=ledger, runs=runs, idle=not live, crashed=not no_crashes, on_progress=on_progress
     )
     if show:
-        progress.print("\r" + " " * 60 + "\r", end="")
+        progress.file.write("\r" + " " * 60 + "\r")
     if as_json:
         print(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode())
     else:

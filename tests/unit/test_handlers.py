@@ -363,3 +363,13 @@ def test_a_run_of_a_slow_handler_gives_the_loop_back() -> None:
     outcomes = runner.run(entries)
     assert 1 <= len(ran) < 10
     assert outcomes == [None] * len(ran) + [NOT_RUN] * (10 - len(ran))
+
+
+def test_a_returned_coroutine_is_a_failure() -> None:
+    async def work() -> None:
+        raise AssertionError("never run")
+
+    runner = Runner(lambda event: work(), 0, SystemClock(), lambda since_ms, offset: None)
+    made = Entry(0, cast(Any, None), "e", "u", 1, "t", {"payload": {}})
+    (outcome,) = runner.run([made])
+    assert "returned an awaitable" in str(outcome)
