@@ -35,12 +35,14 @@ class Meter(Protocol):
 
 @dataclass(slots=True)
 class Written:
-    """What a finalize call led to: entries whose ids are free, users whose gap closing is recorded, and
-    entries that may run because their user is not set aside any more."""
+    """What a finalize call led to: entries whose ids are free, users whose gap closing is recorded, entries
+    that may run because their user is not set aside any more, and those that were final already: how, is to
+    be looked up."""
 
     freed: list[Entry] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     rejoined: list[Entry] = field(default_factory=list)
+    final: list[Entry] = field(default_factory=list)
 
 
 class Finalizer:
@@ -249,12 +251,10 @@ class Finalizer:
     def _refuse(self, entry: Entry, why: Refusal, written: Written) -> None:
         """Another worker made the id final meanwhile."""
         written.freed.append(entry)
+        self._settler.hold(entry)
         if why == Refusal.FINAL:
-            self._meter.inc("events", 1, "duplicate")
-            if entry.reason:
-                self._settler.settle(entry.offset)
+            written.final.append(entry)
         else:
-            self._settler.hold(entry)
             entry.error = f"id {entry.id} became final under another user or seq"
             self.done.append(self._conflict_letter(entry))
 

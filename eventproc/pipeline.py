@@ -578,6 +578,9 @@ class Pipeline:
         self._waiting += self._ids.free_all(written.freed)
         if written.rejoined:
             self._lanes.put_back(written.rejoined)
+        for entry in written.final:
+            entry.status, entry.reason, entry.error = "", "", ""
+            self._look(entry)
         for user in written.opened:
             late = self._gap_keeper.written(user)
             self._take(self.buffer.open([user], now_ms), now_ms)

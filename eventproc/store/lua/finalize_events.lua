@@ -11,7 +11,7 @@
 -- CONFLICT (2), it is final under another user or seq; FOREIGN (3), a key of the wrong type is in the way.
 -- After 1 and 2 the user moves on past that seq. After 3 the group stops: what follows in it is refused
 -- as FOREIGN too. A group whose order, next or gaps key is foreign is refused as a whole, unwritten.
--- The offsets of 2 and 3 hold the floor. The lock of every entry in the call is dropped if it is ours, or
+-- The offsets of 2 and 3 hold the floor, and of 1 unless the event is processed. The lock of every entry in the call is dropped if it is ours, or
 -- an earlier owner's of this partition.
 --
 -- An error in mid-script keeps what was written, so the same call may come again: `started` tells that
@@ -142,9 +142,10 @@ end
 local refused, offsets = {}, nil
 local floor = tonumber(ARGV[4])
 
-local function refuse(i, code)
+local function refuse(i, code, status)
   refused[#refused + 1] = (i - 1) .. ':' .. code .. ','
-  if code ~= FINAL then
+  -- one that is final, but not processed, may be this very record, whose dead letter is still to be produced
+  if code ~= FINAL or status ~= 'processed' then
     if not offsets then
       offsets = {}
       for offset in string.gmatch(ARGV[15], '%d+') do
@@ -303,8 +304,7 @@ local function push(order_key, first, last)
   end
 end
 
--- Whether every writable entry still has the lock that acquire_events gave it after seeing that its id was
--- not final. The lock has been ours ever since, so nobody else can have made it final: no need to look again.
+-- Whether every writable entry has its lock still, and all of them are ours.
 local function all_locked()
   if again or locks < writable then
     return false
@@ -323,7 +323,7 @@ end
 local locked = all_locked()
 
 -- How many keys there are of the next writable entries, without asking for each.
-local checked, present = locked and writable or 0, 0
+local checked, present = 0, 0
 local function check(i)
   checked = i + chunk - 1
   if checked > writable then
@@ -433,7 +433,7 @@ local function apply_group(g, first, count, argument, order_key, next_key, gaps_
       break
     end
     if code then
-      refuse(i, code)
+      refuse(i, code, status)
     end
     if status == 'processed' and code ~= CONFLICT then
       if seq > last then
@@ -476,7 +476,7 @@ for i = grouped + 1, writable do
     code, key = apply(i, ARGV[users + i])
   end
   if code then
-    refuse(i, code)
+    refuse(i, code, key)
     if code == FOREIGN then
       name_foreign(groups + i - grouped - 1, key)
     end
