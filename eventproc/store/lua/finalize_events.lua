@@ -11,8 +11,8 @@
 -- CONFLICT (2), it is final under another user or seq; FOREIGN (3), a key of the wrong type is in the way.
 -- After 1 and 2 the user moves on past that seq. After 3 the group stops: what follows in it is refused
 -- as FOREIGN too. A group whose order, next or gaps key is foreign is refused as a whole, unwritten.
--- The offsets of 2 and 3 hold the floor, and of 1 unless the event is processed. The lock of every entry in the call is dropped if it is ours, or
--- an earlier owner's of this partition.
+-- The offsets of 2 and 3 hold the floor, and those of 1 unless the event is processed. The lock of every entry
+-- in the call is dropped if it is ours, or an earlier owner's of this partition.
 --
 -- An error in mid-script keeps what was written, so the same call may come again: `started` tells that
 -- this revision was begun before. What is found final under the same user and seq is then its own work, and
