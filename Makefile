@@ -18,6 +18,7 @@ KAFKA_ARGS ?=
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXTENSION := $(VENV)/.extension
+CYTHON := $(wildcard eventproc/*.pyx eventproc/*.pxd eventproc/*/*.pyx)
 SHELL_SCRIPTS := .ci/run scripts/need
 
 .PHONY: help
@@ -38,7 +39,7 @@ $(READY): pyproject.toml setup.py
 	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
-$(EXTENSION): $(READY) eventproc/_reorder.pyx
+$(EXTENSION): $(READY) $(CYTHON)
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -72,7 +73,7 @@ lint: $(EXTENSION) ## ruff, mypy --strict, cython-lint, luacheck, shellcheck, la
 	run $(PY) -m ruff check .; \
 	run $(PY) -m ruff format --check .; \
 	run $(PY) -m mypy; \
-	run $(VENV)/bin/cython-lint eventproc/_reorder.pyx; \
+	run $(VENV)/bin/cython-lint $(CYTHON); \
 	run luacheck --quiet eventproc/store/lua; \
 	run shellcheck $(SHELL_SCRIPTS); \
 	run $(PY) -m pytest -q tests/unit/test_layers.py; \
@@ -100,5 +101,5 @@ wheel: $(EXTENSION) ## sdist and wheel in dist/
 .PHONY: clean
 clean: ## remove everything that was built, except the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .pytest_cache .mypy_cache .ruff_cache
-	rm -f eventproc/_reorder.c eventproc/_reorder.html eventproc/_reorder.*.so $(EXTENSION) $(READY)
+	rm -f $(CYTHON:.pyx=.c) $(CYTHON:.pyx=.*.so) $(EXTENSION) $(READY)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

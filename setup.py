@@ -1,16 +1,19 @@
-"""Names the one extension module; everything else is in pyproject.toml."""
+"""Names the extension modules; everything else is in pyproject.toml."""
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+
+MODULES = ("_reorder", "_entry", "_intake", "store/_encode")
 
 setup(
     ext_modules=cythonize(
         [
             Extension(
-                "eventproc._reorder",
-                ["eventproc/_reorder.pyx"],
+                f"eventproc.{module.replace('/', '.')}",
+                [f"eventproc/{module}.pyx"],
                 extra_compile_args=["-O3"],
             )
+            for module in MODULES
         ],
         compiler_directives={"language_level": 3},
     )

@@ -33,9 +33,8 @@ class ByDigest(ScriptRunner):
     """Calls the scripts as workers do: EVALSHA."""
 
     def execute(self, call: Call) -> Any:
-        return self.client.evalsha(
-            self.scripts.scripts[call.script].sha1.decode(), len(call.keys), *call.keys, *call.args
-        )
+        keys, args = call.parts()
+        return self.client.evalsha(self.scripts.scripts[call.script].sha1.decode(), len(keys), *keys, *args)
 
     def load_scripts(self) -> None:
         """Must be called once for each server."""

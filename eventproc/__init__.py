@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-try:
-    import eventproc._reorder as _reorder  # noqa: F401  (its absence is to be told at once)
+try:  # the absence of one is to be told at once
+    import eventproc._entry as _entry  # noqa: F401
+    import eventproc._intake as _intake  # noqa: F401
+    import eventproc._reorder as _reorder  # noqa: F401
 except ImportError as _error:
     raise ImportError(
-        "eventproc._reorder is not built: install a wheel (pip install eventproc), or run `make setup` in "
-        "the checkout"
+        f"{_error.name} is not built: install a wheel (pip install eventproc), or run `make setup` in the "
+        "checkout"
     ) from _error
 
 if TYPE_CHECKING:

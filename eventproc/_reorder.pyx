@@ -983,14 +983,18 @@ cdef void* _grow(void* memory, size_t size_bytes) except NULL:
 # --- partitioner -----------------------------------------------------------------------------------
 
 
-@cython.cdivision(True)
 def partition_of(str user not None, partitions not None):
+    cdef int64_t count = 0
+    _read_int(partitions, 1, 0x7FFFFFFF, &count, "partitions")
+    return partition_for(user, count)
+
+
+@cython.cdivision(True)
+cdef int64_t partition_for(str user, int64_t partitions) except -1:
     cdef Py_ssize_t length = 0
     cdef const uint8_t* data = <const uint8_t*>PyUnicode_AsUTF8AndSize(user, &length)
-    cdef int64_t count = 0
     cdef uint32_t h = <uint32_t>0x9747B28C ^ <uint32_t>length
     cdef uint32_t k
-    _read_int(partitions, 1, 0x7FFFFFFF, &count, "partitions")
     while length >= 4:
         k = data[0] | <uint32_t>data[1] << 8 | <uint32_t>data[2] << 16 | <uint32_t>data[3] << 24
         k *= <uint32_t>0x5BD1E995
@@ -1010,10 +1014,10 @@ def partition_of(str user not None, partitions not None):
     h ^= h >> 13
     h *= <uint32_t>0x5BD1E995
     h ^= h >> 15
-    return (h & 0x7FFFFFFF) % count
+    return (h & 0x7FFFFFFF) % partitions
 
 
-cdef bint _is_plain(object text) noexcept:
+cdef bint plain(object text) noexcept:
     cdef Py_ssize_t length
     cdef Py_ssize_t i
     cdef const uint8_t* characters
@@ -1033,4 +1037,4 @@ cdef bint _is_plain(object text) noexcept:
 
 
 def is_plain(a, b, c):
-    return _is_plain(a) and _is_plain(b) and _is_plain(c)
+    return plain(a) and plain(b) and plain(c)

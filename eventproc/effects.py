@@ -7,10 +7,13 @@ are ints with 0 for "unsequenced".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any, Literal, Protocol
+
+from eventproc._entry import Entry as Entry
+from eventproc._entry import UserEffects as UserEffects
 
 Headers = list[tuple[str, bytes | None]]
 
@@ -33,54 +36,6 @@ Reason = Literal[
 ]
 
 GapReason = Literal["timeout", "overflow", "reset"]
-
-
-class Entry:
-    """One record on its way through a worker.
-
-    `id` is the event's own id, or the position id `<topic>-<partition>-<offset>` where the record must
-    not use its own (invalid, id_conflict). `letter` is true for such entries: only a DLQ entry is
-    written for them, no `event:` hash. What most entries never change is kept in the class, not in each.
-    """
-
-    timestamp: int = 0  # ms since the epoch
-    size: int = 0  # bytes of key and value
-    status: Status = ""
-    attempts: int = 0
-    error: str = ""
-    reason: Reason = ""  # non-empty: goes to the DLQ
-    letter: bool = False
-    lane: str | int = ""  # what it is ordered behind: its user, or its own offset when unsequenced
-    granted_ms: int = 0  # monotonic; when its lock was last taken
-    look: bool = False  # only look the id up (below the expected seq), take no lock
-    arrived_ms: int = 0  # monotonic; when it was consumed
-    passed: bool = False  # final already: not run, it only moves its user on when its turn comes
-    held: bool = False  # it stands in its lane
-    go: bool = False  # it may run as soon as it is the head of its lane
-
-    def __init__(
-        self,
-        offset: int,
-        record: Record,
-        id: str,
-        user: str = "",
-        seq: int = 0,
-        type: str = "",
-        document: dict[str, Any] | None = None,
-        **fields: Any,
-    ) -> None:
-        self.offset = offset
-        self.record = record
-        self.id = id
-        self.user = user
-        self.seq = seq
-        self.type = type
-        self.document = document
-        if fields:
-            self.__dict__.update(fields)
-
-    def __repr__(self) -> str:
-        return f"Entry({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
 
 
 @dataclass(slots=True)
@@ -190,33 +145,6 @@ class Acquired:
     foreign: dict[int, str] = field(default_factory=dict)
 
 
-class UserEffects:
-    """What a finalize call writes for one user, atomically and in this order: gaps, then entries by seq.
-
-    `has_next` tells that `next:<user>` may exist, so that it is deleted once the list tells enough.
-    An entry that is `passed` (its id is final already) only moves the user on, as a failed one would
-    (next = seq + 1): no event hash, no marker, no lock, no DLQ entry. With status processed its seq is
-    seen to be in the order list, too.
-    """
-
-    __slots__ = ("entries", "gaps", "has_next", "user")
-
-    def __init__(
-        self,
-        user: str,
-        has_next: bool,
-        gaps: Sequence[Gap] = (),
-        entries: list[Entry] | None = None,
-    ) -> None:
-        self.user = user
-        self.has_next = has_next
-        self.gaps = gaps
-        self.entries: list[Entry] = [] if entries is None else entries
-
-    def __repr__(self) -> str:
-        return f"UserEffects({self.user!r}, {self.has_next}, {self.gaps}, {self.entries})"
-
-
 @dataclass(slots=True)
 class Finalize:
     """One batch of effects, with the floor they allow.
@@ -238,6 +166,11 @@ class Finalize:
     def entries(self) -> list[Entry]:
         """All entries in the order in which the script counts them."""
         return [e for g in self.groups for e in g.entries] + self.loose + self.letters
+
+    def starts(self) -> list[tuple[int, int]]:
+        """Of each group its index, and where its first entry stands in `entries`."""
+        counts = [len(group.entries) for group in self.groups]
+        return list(enumerate(accumulate(counts[:-1], initial=0))) if counts else []
 
 
 class Refusal(IntEnum):

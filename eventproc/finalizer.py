@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from eventproc._entry import group_by_user, latencies, settle_groups
 from eventproc._reorder import ReorderBuffer
 from eventproc.asides import Asides
 from eventproc.effects import Entry, Finalize, Finalized, Gap, Refusal, UserEffects
@@ -23,7 +24,7 @@ from eventproc.settler import Settler
 FLOOR_ONLY_MS = 100  # a floor that rises without effects is written that often under load
 FOREIGN_RETRY_MS = 5000
 HEARTBEAT_MS = 1000  # ownership and revision are checked that often when idle
-MAX_LATENCY_MS = 86_400_000  # producers' timestamps may be anything
+MAX_LATENCY_MS = 86_400_000
 
 
 class Meter(Protocol):
@@ -43,6 +44,16 @@ class Written:
     opened: list[str] = field(default_factory=list)
     rejoined: list[Entry] = field(default_factory=list)
     final: list[Entry] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one call is made of; `entries` are all that are in it."""
+
+    entries: list[Entry] = field(default_factory=list)
+    groups: dict[str, UserEffects] = field(default_factory=dict)
+    loose: list[Entry] = field(default_factory=list)
+    letters: list[Entry] = field(default_factory=list)
 
 
 class Finalizer:
@@ -92,15 +103,15 @@ class Finalizer:
         """The next call, if there is something to write, or it is time to see whether we still own it."""
         if self._under_way is not None:
             return None
-        batch, groups = self._collect()
+        batch = self._collect()
         floor = self._settler.floor
-        if not batch and not groups:
+        if batch.entries or batch.groups:
+            self._meter.observe("finalize_batch_events", (len(batch.entries),))
+        else:
             waited_ms = now_ms - self._sent_ms
             risen = floor != self.acked_floor and (waited_ms >= FLOOR_ONLY_MS or idle())
             if not risen and waited_ms < HEARTBEAT_MS:
                 return None
-        else:
-            self._meter.observe("finalize_batch_events", (len(batch),))
         self._sent_ms = now_ms
         self._under_way = Finalize(
             self._ownership.epoch,
@@ -108,39 +119,37 @@ class Finalizer:
             self._ownership.rev + 1,
             floor,
             self._settler.unfinalized(),
-            groups=groups,
-            loose=[e for e in batch if not e.letter and (e.look or not e.seq)],
-            letters=[e for e in batch if e.letter],
+            groups=list(batch.groups.values()),
+            loose=batch.loose,
+            letters=batch.letters,
         )
         return self._under_way
 
-    def _collect(self) -> tuple[list[Entry], list[UserEffects]]:
+    def _collect(self) -> Batch:
         """Take the next batch; the offsets that it makes final are settled."""
-        groups: dict[str, UserEffects] = {}
+        batch = Batch()
         for _ in range(min(len(self._gaps), self._batch_max)):
             gap = self._gaps.popleft()
             if not self._asides.holds_gap(gap):
-                groups[gap.user] = UserEffects(gap.user, gap.user in self.has_next, (gap,))
-        batch: list[Entry] = []
+                batch.groups[gap.user] = UserEffects(gap.user, gap.user in self.has_next, (gap,))
         done = self.done
+        entries = batch.entries
+        if len(done) <= self._batch_max:
+            entries += done
+            done.clear()
+        else:
+            entries += [done.popleft() for _ in range(self._batch_max)]
+        if self._asides:
+            entries[:] = [entry for entry in entries if not self._holds(entry)]
         settled: list[int] = []
-        has_next = self.has_next
-        for _ in range(min(len(done), self._batch_max)):
-            entry = done.popleft()
-            if entry.seq and not entry.look and not entry.letter:
-                user = entry.user
-                if self._asides and self._asides.holds_entry(entry):
-                    continue
-                group = groups.get(user)
-                if group is None:
-                    groups[user] = UserEffects(user, user in has_next, (), [entry])
-                else:
-                    group.entries.append(entry)
-            batch.append(entry)
-            if not entry.reason:
-                settled.append(entry.offset)
+        group_by_user(entries, batch.groups, self.has_next, settled, batch.loose, batch.letters)
         self._settler.settle_all(settled)
-        return batch, list(groups.values())
+        return batch
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether the entry is kept back behind what its user has set aside."""
+        in_order = bool(entry.seq) and not entry.look and not entry.letter
+        return in_order and self._asides.holds_entry(entry)
 
     def takes(self, request: Finalize) -> bool:
         """Whether this is the call under way; it is not any more then."""
@@ -157,30 +166,23 @@ class Finalizer:
         counts = dict.fromkeys(("processed", "failed", "skipped"), 0)
         applied: list[Entry] = []  # simply processed
         finished: list[str] = []
-        first = 0
-        plain = not (reply.refused or reply.foreign or self._asides)
-        for at, group in enumerate(request.groups):
-            last = group.entries[-1] if group.entries else None
-            if plain and last is not None and last.status == "processed" and not last.passed:
-                self.has_next.discard(group.user)
-                for entry in group.entries:
-                    finished.append(group.user)
-                    if entry.reason or entry.passed:
-                        self._applied(entry, counts, written)
-                    else:
-                        applied.append(entry)
-            else:
-                foreign = reply.foreign.get(at)
-                finished += self._take_group(group, first, reply.refused, foreign, counts, written, now_ms)
+        if reply.refused or reply.foreign or self._asides:
+            others = request.starts()
+        else:
+            others = settle_groups(request.groups, self.has_next, finished, applied)
+        for at, first in others:
+            group = request.groups[at]
+            foreign = reply.foreign.get(at)
+            finished += self._take_group(group, first, reply.refused, foreign, counts, written, now_ms)
             if group.gaps and group.user not in self._asides:
                 written.opened.append(group.user)
-            first += len(group.entries)
+        first = sum([len(group.entries) for group in request.groups])
         for index, entry in enumerate((*request.loose, *request.letters), first):
             self._take_single(entry, reply.refused.get(index), counts, written, now_ms)
         written.freed += applied
         counts["processed"] += len(applied)
         self._buffer.finish(finished)
-        self._observe(counts, [wall_ms - entry.timestamp for entry in applied])
+        self._observe(counts, latencies(applied, wall_ms, MAX_LATENCY_MS))
         return written
 
     def _take_group(
@@ -272,11 +274,9 @@ class Finalizer:
         self.done.extendleft(reversed(entries))
         self._gaps.extendleft(reversed(gaps))
 
-    def _observe(self, counts: dict[str, int], latencies: list[int]) -> None:
+    def _observe(self, counts: dict[str, int], latencies_ms: list[int]) -> None:
         for status, n in counts.items():
             if n:
                 self._meter.inc("events", n, status)
-        if latencies:
-            if min(latencies) < 0 or max(latencies) > MAX_LATENCY_MS:
-                latencies = [min(max(0, ms), MAX_LATENCY_MS) for ms in latencies]
-            self._meter.observe("latency_ms", latencies)
+        if latencies_ms:
+            self._meter.observe("latency_ms", latencies_ms)

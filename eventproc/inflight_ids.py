@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eventproc.effects import Entry
+from eventproc._entry import Entry, free_ids, take_ids
 
 
 class InflightIds:
@@ -17,18 +17,22 @@ class InflightIds:
         other = self._ids.setdefault(entry.id, entry)
         return None if other is entry else other
 
+    def take_all(self, entries: list[Entry], at: int, now_ms: int, held_ms: list[int]) -> int:
+        """`take` for entries from `at` on, up to the first that is not simply to run or whose id is not free.
+
+        Answers the index of that one. `held_ms` gets how long each was kept that did not arrive just now.
+        """
+        return take_ids(entries, at, self._ids, now_ms, held_ms)
+
     def await_turn(self, entry: Entry) -> None:
         """Wait until the id is free; `free` hands the entry out then."""
         self._waiters.setdefault(entry.id, []).append(entry)
 
     def free_all(self, entries: list[Entry]) -> list[Entry]:
         """`free` for entries that have their ids."""
-        ids = self._ids
         if self._waiters:
             return [waiter for waiter in map(self.free, entries) if waiter is not None]
-        for entry in entries:
-            if ids.get(entry.id) is entry:
-                del ids[entry.id]
+        free_ids(entries, self._ids)
         return []
 
     def free(self, entry: Entry) -> Entry | None:

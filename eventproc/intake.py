@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import orjson
+
+from eventproc._intake import PlainIntake
 from eventproc._reorder import partition_of
 from eventproc.effects import Entry, Record
-from eventproc.event import Invalid, Validator
+from eventproc.event import MAX_DEPTH, Invalid, Validator
 from eventproc.settings import Settings
 
 
@@ -33,6 +36,15 @@ class Intake:
         self._position_prefix = f"{settings.kafka_topic}-{partition}-"
         self._validator = Validator(settings.kafka_topic, settings.max_event_bytes)
         self._dead_letter_misrouted = settings.misrouted == "dlq"
+        self._plain = PlainIntake(
+            orjson.loads,
+            orjson.JSONDecodeError,
+            settings.kafka_topic,
+            partition,
+            partitions,
+            settings.max_event_bytes,
+            MAX_DEPTH,
+        )
 
     def position_id(self, offset: int) -> str:
         """The id under which a record is dead-lettered that must not use its own."""
@@ -42,50 +54,62 @@ class Intake:
         """Decode records. An invalid one becomes a letter; both it and a misrouted one (if that is its
         fate) have seq 0 for the buffer, since they stand outside their user's sequence."""
         batch = Batch()
-        decode, check = self._validator.decode, self._validator.check
-        partition, partitions = self._partition, self._partitions
-        users, seqs, offsets, sizes = batch.users, batch.seqs, batch.offsets, batch.sizes
-        entries = batch.entries
-        for record in records:
-            offset = record.offset()
-            value = record.value()
-            assert offset is not None
-            batch.end = offset + 1
-            if value is None:
-                batch.tombstones += 1
-                continue
-            key = record.key()
-            size = len(value) + (len(key) if key is not None else 0)
-            try:
-                document = decode(value, size)
-                seq = check(document)
-            except Invalid as error:
-                entry = self._letter(record, offset, size, str(error), now_ms)
-                seq = 0
-            else:
-                user = document["userId"]
-                timestamp = document.get("timestamp")
-                entry = Entry(offset, record, document["id"], user, seq, document["type"], document)
-                entry.timestamp = timestamp if type(timestamp) is int else record.timestamp()[1]
-                entry.size = size
-                entry.lane = user if seq else offset
-                entry.arrived_ms = now_ms
-                if partitions and partition_of(user, partitions) != partition:
-                    batch.misrouted.append(entry)
-                    if self._dead_letter_misrouted:
-                        entry.look = True
-                        entry.reason = "misrouted"
-                        entry.error = (
-                            f"userId {user!r} belongs to partition {partition_of(user, partitions)} "
-                            f"of {partitions}, the record lies in {partition}"
-                        )
-                        seq = 0
-            users.append(entry.user)
-            seqs.append(seq)
-            offsets.append(offset)
-            sizes.append(size)
-            entries.append(entry)
+        columns = batch.users, batch.seqs, batch.offsets, batch.sizes, batch.entries
+        at = 0
+        while (at := self._plain.take(records, at, now_ms, *columns)) < len(records):
+            self._take_other(records[at], batch, now_ms)
+            at += 1
+        if records:
+            last = records[-1].offset()
+            assert last is not None
+            batch.end = last + 1
         return batch
+
+    def _take_other(self, record: Record, batch: Batch, now_ms: int) -> None:
+        """A record that is not plain: the validator has the word."""
+        offset, value, key = record.offset(), record.value(), record.key()
+        assert offset is not None
+        if value is None:
+            batch.tombstones += 1
+            return
+        size = len(value) + (len(key) if key is not None else 0)
+        try:
+            document = self._validator.decode(value, size)
+            seq = self._validator.check(document)
+        except Invalid as error:
+            entry = self._letter(record, offset, size, str(error), now_ms)
+            seq = 0
+        else:
+            user = document["userId"]
+            timestamp = document.get("timestamp")
+            entry = Entry(offset, record, document["id"], user, seq, document["type"], document)
+            entry.timestamp = timestamp if type(timestamp) is int else record.timestamp()[1]
+            entry.size = size
+            entry.lane = user if seq else offset
+            entry.arrived_ms = now_ms
+            if self._partitions and self._misrouted(entry, batch):
+                seq = 0
+        batch.users.append(entry.user)
+        batch.seqs.append(seq)
+        batch.offsets.append(offset)
+        batch.sizes.append(size)
+        batch.entries.append(entry)
+
+    def _misrouted(self, entry: Entry, batch: Batch) -> bool:
+        """Count an entry that lies in the wrong partition; whether it is to be dead-lettered for that."""
+        belongs = partition_of(entry.user, self._partitions)
+        if belongs == self._partition:
+            return False
+        batch.misrouted.append(entry)
+        if not self._dead_letter_misrouted:
+            return False
+        entry.look = True
+        entry.reason = "misrouted"
+        entry.error = (
+            f"userId {entry.user!r} belongs to partition {belongs} of {self._partitions}, the record lies "
+            f"in {self._partition}"
+        )
+        return True
 
     def _letter(self, record: Record, offset: int, size: int, error: str, now_ms: int) -> Entry:
         entry = Entry(offset, record, self.position_id(offset))

@@ -52,6 +52,14 @@ class Lanes:
         if entries[0].go:
             self._ready[entry.lane] = None
 
+    def enter_all(self, entries: list[Entry]) -> None:
+        """`enter` for each."""
+        if self._apart:
+            for entry in entries:
+                self.enter(entry)
+        else:
+            self._line.extend(entries)
+
     def block(self, entry: Entry) -> None:
         """The entry has to wait until `enter`, and so has all of its lane behind it."""
         entries = self._keep_apart(entry.lane)

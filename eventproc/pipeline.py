@@ -19,6 +19,7 @@ from copy import copy
 from functools import partial
 from random import Random
 
+from eventproc._entry import grant, oldest_grant, take_outcomes
 from eventproc._reorder import Arrivals, ReorderBuffer
 from eventproc.asides import Asides
 from eventproc.effects import (
@@ -334,27 +335,42 @@ class Pipeline:
             self._finalizer.add_gaps(self._gap_keeper.close(over, "overflow"))
 
     def _take_ready(self, entries: list[Entry], now_ms: int) -> None:
-        take_id = self._ids.take
-        wait = self._waiting.append
-        held = []
+        held_ms: list[int] = []
+        at = 0
+        while True:
+            upto = self._ids.take_all(entries, at, now_ms, held_ms)
+            self._wait(entries[at:upto] if at or upto < len(entries) else entries)
+            if upto == len(entries):
+                break
+            self._take_other(entries[upto], now_ms, held_ms)
+            at = upto + 1
+        if held_ms:
+            self._meter.observe("hold_ms", held_ms)
+
+    def _wait(self, entries: list[Entry]) -> None:
+        """For their locks, or only for their turn where ownership is the lock."""
+        if self._by_event:
+            self._waiting.extend(entries)
+            return
         for entry in entries:
-            if entry.letter:
-                self._done.append(entry)
-                continue
-            if entry.look:
-                self._look(entry)
-                continue
-            if entry.arrived_ms != now_ms:
-                held.append(now_ms - entry.arrived_ms)
-            other = take_id(entry)
-            if other is not None:
-                self._await_id(entry, other)
-            elif self._by_event or not entry.seq:
-                wait(entry)
-            else:
+            if entry.seq:
                 self._lanes.enter(entry)
-        if held:
-            self._meter.observe("hold_ms", held)
+            else:
+                self._waiting.append(entry)
+
+    def _take_other(self, entry: Entry, now_ms: int, held_ms: list[int]) -> None:
+        """A letter, what is only looked up, or an id that is under way already."""
+        if entry.letter:
+            self._done.append(entry)
+            return
+        if entry.look:
+            self._look(entry)
+            return
+        if entry.arrived_ms != now_ms:
+            held_ms.append(now_ms - entry.arrived_ms)
+        other = self._ids.take(entry)
+        assert other is not None
+        self._await_id(entry, other)
 
     def _look(self, entry: Entry) -> None:
         """Ask whether the id is final; it takes no lock and is not run."""
@@ -396,7 +412,11 @@ class Pipeline:
         if n <= 0:
             return
         waiting = self._waiting
-        entries = [waiting.popleft() for _ in range(min(n, len(waiting)))]
+        if n >= len(waiting):
+            entries = list(waiting)
+            waiting.clear()
+        else:
+            entries = [waiting.popleft() for _ in range(n)]
         self._acquiring = Acquire(self.ownership.epoch, self.ownership.owner, entries)
         self._meter.observe("acquire_batch_events", (len(entries),))
         requests.append(self._acquiring)
@@ -408,24 +428,34 @@ class Pipeline:
         self._acquiring = None
         if self._lost(reply.status):
             return
-        enter = self._lanes.enter
-        foreign = self._asides.foreign
-        for i, (entry, verdict) in enumerate(zip(request.entries, reply.verdicts, strict=True)):
-            if verdict == 0:  # GRANTED
-                entry.granted_ms = now_ms
-                enter(entry)
-            elif verdict == Verdict.FINAL:
-                self._final(entry, reply.finals.get(i, Final()))
-            elif verdict == Verdict.LOCKED:
-                self._again(entry, now_ms + LOCKED_RETRY_MS)
-            elif verdict == Verdict.FOREIGN:
-                self._asides.name(entry.user, reply.foreign.get(i, f"a key of {entry.id}"), entry.offset)
-                self._again(entry, now_ms + FOREIGN_RETRY_MS)
-                continue
-            else:
-                self._below(entry, late=verdict == Verdict.LATE)
-            if foreign:
-                self._asides.clear(entry.user, entry.offset)
+        entries = request.entries
+        at = 0
+        while True:
+            upto = grant(entries, reply.verdicts, at, now_ms)
+            granted = entries[at:upto] if at or upto < len(entries) else entries
+            self._lanes.enter_all(granted)
+            if self._asides.foreign:
+                for entry in granted:
+                    self._asides.clear(entry.user, entry.offset)
+            if upto == len(entries):
+                break
+            self._not_granted(upto, entries[upto], reply, now_ms)
+            at = upto + 1
+
+    def _not_granted(self, at: int, entry: Entry, reply: Acquired, now_ms: int) -> None:
+        verdict = reply.verdicts[at]
+        if verdict == Verdict.FOREIGN:
+            self._asides.name(entry.user, reply.foreign.get(at, f"a key of {entry.id}"), entry.offset)
+            self._again(entry, now_ms + FOREIGN_RETRY_MS)
+            return
+        if verdict == Verdict.FINAL:
+            self._final(entry, reply.finals.get(at, Final()))
+        elif verdict == Verdict.LOCKED:
+            self._again(entry, now_ms + LOCKED_RETRY_MS)
+        else:
+            self._below(entry, late=verdict == Verdict.LATE)
+        if self._asides.foreign:
+            self._asides.clear(entry.user, entry.offset)
 
     def _again(self, entry: Entry, due_ms: int) -> None:
         if not entry.look:
@@ -495,7 +525,7 @@ class Pipeline:
             n = max(1, min(n, int(RUN_SLICE_MS / self._run_ms)))
         entries = self._lanes.take(n)
         oldest_ms = now_ms - self._settings.inflight_ttl_ms // 2
-        if self._asides or (self._by_event and min([e.granted_ms for e in entries]) < oldest_ms):
+        if self._asides or (self._by_event and oldest_grant(entries) < oldest_ms):
             entries = self._hold_back(entries, oldest_ms)
         if entries:
             self._running = Run(entries)
@@ -523,24 +553,28 @@ class Pipeline:
         if request is not self._running:
             return
         self._running = None
-        done = self._done.append
+        entries = request.entries
         not_run: list[Entry] = []
         runs = 0
-        for entry, outcome in zip(request.entries, outcomes, strict=True):
-            if outcome is None:
-                done(entry)
-                if not entry.passed:
-                    runs += 1
-                    entry.attempts += 1
-                    entry.status = "processed"
-                elif entry.reason == "id_conflict":
-                    done(self._conflict_letter(entry))
+        at = 0
+        while True:
+            upto = take_outcomes(entries, outcomes, at)
+            self._done.extend(entries[at:upto] if at or upto < len(entries) else entries)
+            runs += upto - at
+            if upto == len(entries):
+                break
+            entry, outcome = entries[upto], outcomes[upto]
+            if outcome is None:  # it was passed
+                self._done.append(entry)
+                if entry.reason == "id_conflict":
+                    self._done.append(self._conflict_letter(entry))
             elif outcome is NOT_RUN:
                 not_run.append(entry)
             else:
                 runs += 1
                 assert isinstance(outcome, BaseException)
                 self._failed(entry, outcome, now_ms)
+            at = upto + 1
         if not_run:
             self._lanes.put_back(not_run)
         if runs:

@@ -114,7 +114,8 @@ class ScriptRunner:
     def execute(self, call: Call) -> Any:
         """The raw reply of a call."""
         source = self.scripts.scripts[call.script].source
-        return self.client.eval(source, len(call.keys), *call.keys, *call.args)
+        keys, args = call.parts()
+        return self.client.eval(source, len(keys), *keys, *args)
 
     def run(self, request: StoreRequest) -> StoreReply:
         return decode(request, self.execute(self.scripts.encode(request)))

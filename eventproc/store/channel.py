@@ -118,11 +118,7 @@ class Channel:
     def submit(self, request: StoreRequest) -> None:
         """Send a request now, or once the channel is up again. Never raises for trouble with Redis."""
         call = self.scripts.encode(request)
-        script = self.scripts.scripts[call.script]
-        packed = hiredis.pack_command(
-            ("EVALSHA", script.sha1, len(call.keys), *call.keys, *call.args)  # type: ignore[arg-type]
-        )
-        item = _Pending(request, call.script, packed)
+        item = _Pending(request, call.script, call.packed)
         self._pending.append(item)
         if self._socket is not None and not self._failing:
             self._send(item)

@@ -11,14 +11,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+
+import hiredis
 
 from eventproc.effects import (
     Acquire,
     Acquired,
     Claim,
     Claimed,
-    Entry,
     Final,
     Finalize,
     Finalized,
@@ -35,6 +36,7 @@ from eventproc.effects import (
 )
 from eventproc.errors import ConfigError, EventprocError
 from eventproc.settings import Settings
+from eventproc.store._encode import BatchEncoder
 from eventproc.store.keys import Keyspace, flat
 
 Argument = str | bytes | int
@@ -70,12 +72,19 @@ def load_scripts() -> dict[str, Script]:
     return scripts
 
 
-class Call(NamedTuple):
-    """A script with its KEYS and ARGV."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A script call as the bytes of its EVALSHA command. Made once: a repeated call is the same call."""
 
     script: str
-    keys: list[str]
-    args: list[Argument]
+    packed: bytes
+
+    def parts(self) -> tuple[list[bytes], list[bytes]]:
+        """KEYS and ARGV, read back from the command; for those who run the script by other means."""
+        reader = hiredis.Reader()
+        reader.feed(self.packed)
+        _, _, count, *rest = reader.gets()
+        return rest[: int(count)], rest[int(count) :]
 
 
 def script_error(name: str, message: str) -> EventprocError:
@@ -98,8 +107,7 @@ class ScriptSet:
         self._topic = topic
         self._partition = partition
         self._lock_ttl_ms = settings.inflight_ttl_ms
-        self._raw_max_bytes = settings.dlq_raw_max_bytes
-        self._limits: list[Argument] = [
+        limits: list[int | str] = [
             settings.event_ttl_s * 1000,
             settings.dedup_ttl_s * 1000,
             settings.dlq_ttl_s * 1000,
@@ -109,6 +117,15 @@ class ScriptSet:
             topic,
             partition,
         ]
+        self._batches = BatchEncoder(
+            self.keyspace,
+            self.scripts["acquire_events"].sha1,
+            self.scripts["finalize_events"].sha1,
+            f"{topic}:{partition}:",
+            settings.inflight_ttl_ms,
+            settings.dlq_raw_max_bytes,
+            limits,
+        )
         self._claims = itertools.count(1)
         self._encoders: dict[type, Callable[[Any], Call]] = {
             Claim: self._claim,
@@ -127,9 +144,13 @@ class ScriptSet:
         """The script call for a request. To be made once per request: a repeated call is the same call."""
         return self._encoders[type(request)](request)
 
+    def _call(self, script: str, keys: list[str], args: list[Argument]) -> Call:
+        command = ("EVALSHA", self.scripts[script].sha1, len(keys), *keys, *args)
+        return Call(script, hiredis.pack_command(command))  # type: ignore[arg-type]
+
     def _claim(self, request: Claim) -> Call:
         claim = f"{request.owner}#{next(self._claims)}"
-        return Call(
+        return self._call(
             "claim_partition",
             [self.keyspace.partition],
             [
@@ -148,112 +169,22 @@ class ScriptSet:
         keys: list[str] = []
         for user in request.users:
             keys += (order + user, following + user)
-        return Call("load_users", keys, [])
+        return self._call("load_users", keys, [])
 
     def _acquire(self, request: Acquire) -> Call:
-        keyspace, entries = self.keyspace, request.entries
-        event, dedup, inflight = keyspace.event, keyspace.dedup, keyspace.inflight
-        keys = [keyspace.partition]
-        add = keys.append
-        for entry in entries:
-            add(event + entry.id)
-            add(dedup + entry.id)
-        keys += [inflight + entry.id for entry in entries]
-        looks = [index for index, entry in enumerate(entries, 1) if entry.look]
-        args: list[Argument] = [
-            request.epoch,
-            request.owner,
-            self.lock(request.epoch, request.owner),
-            f"{self._topic}:{self._partition}:",
-            self._lock_ttl_ms,
-            len(entries),
-            len(looks),
-        ]
-        for index in looks:
-            entry = entries[index - 1]
-            keys.append(keyspace.gaps + entry.user)
-            args += (index, entry.seq)
-        return Call("acquire_events", keys, args)
+        lock = self.lock(request.epoch, request.owner)
+        return Call("acquire_events", self._batches.acquire(request, lock))
 
     def _finalize(self, request: Finalize) -> Call:
-        keyspace, groups, loose, letters = self.keyspace, request.groups, request.loose, request.letters
-        event, dedup, inflight = keyspace.event, keyspace.dedup, keyspace.inflight
-        order, following = keyspace.order, keyspace.next
-        grouped = [entry for group in groups for entry in group.entries]
-        writable = grouped + loose
-        entries = writable + letters if letters else writable
-        ids = [entry.id for entry in writable]
-        locks = [inflight + entry.id for entry in writable if entry.granted_ms or entry.look]
-
-        keys = [keyspace.partition, keyspace.dlq_list]
-        keys += [event + i for i in ids]
-        keys += [dedup + i for i in ids]
-        keys += locks
-        args: list[Argument] = [
-            request.epoch,
-            request.owner,
-            request.rev,
-            request.floor,
-            request.unfinalized,
-            self.lock(request.epoch, request.owner),
-            *self._limits,
-            " ".join([str(entry.offset) for entry in entries]),
-            len(grouped),
-            len(loose),
-            len(letters),
-            len(locks),
-            len(groups),
-            0,
-        ]
-        details_at = len(args) - 1
-        args += [entry.seq or "" for entry in entries]
-        args += [entry.type for entry in writable]
-        if loose or letters:
-            args += [entry.user for entry in entries[len(grouped) :]]
-        for group in groups:
-            user = group.user
-            keys.append(order + user)
-            keys.append(following + user)
-            args += (user, len(group.entries), 1 if group.has_next else 0, len(group.gaps))
-            if group.gaps:
-                keys.append(keyspace.gaps + user)
-                for gap in group.gaps:
-                    args += (gap.first, gap.last, gap.reason)
-        count = 0
-        first_letter = len(writable)
-        for index, entry in enumerate(entries):
-            if entry.attempts != 1 or entry.status != "processed" or entry.passed or index >= first_letter:
-                count += 1
-                self._detail(index, entry, keys, args)
-        args[details_at] = count
-        return Call("finalize_events", keys, args)
-
-    def _detail(self, index: int, entry: Entry, keys: list[str], args: list[Argument]) -> None:
-        if entry.passed:
-            listed = int(entry.status == "processed")
-            args += (index + 1, "", listed, "", entry.offset, "", entry.id, b"")
-            return
-        raw: bytes = b""
-        if entry.reason:
-            keys.append(self.keyspace.dlq + entry.id)
-            raw = (entry.record.value() or b"")[: self._raw_max_bytes]
-        args += (
-            index + 1,
-            entry.status,
-            entry.attempts,
-            entry.error,
-            entry.offset,
-            entry.reason,
-            entry.id,
-            raw,
-        )
+        lock = self.lock(request.epoch, request.owner)
+        return Call("finalize_events", self._batches.finalize(request, lock))
 
     def _release(self, request: Release) -> Call:
-        return Call("release_events", *self._locks(request))
+        return self._call("release_events", *self._locks(request))
 
     def _renew(self, request: Renew) -> Call:
         keys, args = self._locks(request)
-        return Call("renew_partition", keys, [*args, self._lock_ttl_ms])
+        return self._call("renew_partition", keys, [*args, self._lock_ttl_ms])
 
     def _locks(self, request: Release | Renew) -> tuple[list[str], list[Argument]]:
         inflight = self.keyspace.inflight

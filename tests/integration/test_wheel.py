@@ -81,7 +81,7 @@ def wheel_names(dist: Path) -> set[str]:
 
 
 def test_both_hold_every_source_file(dist: Path) -> None:
-    wanted = sources(".py", ".pyi", ".pyx", ".lua")
+    wanted = sources(".py", ".pyi", ".pyx", ".pxd", ".lua")
     assert {"eventproc/_reorder.pyx", "eventproc/_reorder.pyi"} <= wanted
     assert any(name.endswith(".lua") for name in wanted)
     assert wanted - sdist_names(dist) == set()
@@ -95,7 +95,10 @@ def test_the_sdist_holds_what_a_packager_needs(dist: Path) -> None:
 
 def test_the_wheel_holds_the_extension_the_licence_and_nothing_but_the_package(dist: Path) -> None:
     names = wheel_names(dist)
-    assert [name for name in names if name.startswith("eventproc/_reorder.") and name.endswith(".so")]
+    extensions = {source.removesuffix("pyx") for source in sources(".pyx") if source.endswith(".pyx")}
+    assert len(extensions) == 4
+    for built in extensions:
+        assert [name for name in names if name.startswith(built) and name.endswith(".so")], built
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"eventproc"}
 
@@ -120,7 +123,7 @@ def test_without_the_extension_it_says_so(installed: Path, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode != 0
-    assert "ImportError: eventproc._reorder is not built" in done.stderr
+    assert "ImportError: eventproc._entry is not built" in done.stderr
 
 
 class Deployment:

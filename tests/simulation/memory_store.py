@@ -13,7 +13,7 @@ from lupa import lua51  # type: ignore[import-untyped]
 
 from eventproc.clock import Clock
 from eventproc.effects import StoreReply, StoreRequest
-from eventproc.store.scripts import ScriptSet, decode, load_scripts
+from eventproc.store.scripts import Call, ScriptSet, decode, load_scripts
 
 Value = bytes | list[bytes] | dict[bytes, bytes]
 
@@ -47,32 +47,21 @@ class MemoryStore:
         self._lua, self._api = _runtime()
         self._store = self._api["new"]()
 
-    def execute(
-        self,
-        script: str,
-        keys: list[str],
-        args: list[str | bytes | int],
-        *,
-        fail_at: int | None = None,
-    ) -> Any:
-        """Run a script of the package by its name; raises ReplyError for an error reply.
+    def execute(self, call: Call, *, fail_at: int | None = None) -> Any:
+        """Run a script of the package; raises ReplyError for an error reply.
 
         `fail_at` plants an error: that many of its commands succeed, then the script dies in mid-course.
         """
         table = self._lua.table_from
+        keys, args = call.parts()
         reply = self._api["run"](
-            self._store,
-            script.encode(),
-            table([key.encode() for key in keys]),
-            table([_bytes(value) for value in args]),
-            self._clock.wall_ms(),
-            fail_at,
+            self._store, call.script.encode(), table(keys), table(args), self._clock.wall_ms(), fail_at
         )
         return self._reply(reply)
 
     def perform(self, scripts: ScriptSet, request: StoreRequest) -> StoreReply:
         """Encode, execute and decode one request."""
-        return decode(request, self.execute(*scripts.encode(request)))
+        return decode(request, self.execute(scripts.encode(request)))
 
     def command(self, *words: str | bytes | int) -> Any:
         """One command of those that the scripts use, as a client would send it."""

@@ -452,12 +452,12 @@ class World:
 
     def _execute(self, worker: SimulatedWorker, *, fail_at: int | None = None) -> None:
         request = worker.requests[0]
-        script, keys, args = self.scripts.encode(request)
+        call = self.scripts.encode(request)
         try:
-            raw = self.store.execute(script, keys, args, fail_at=fail_at)
+            raw = self.store.execute(call, fail_at=fail_at)
         except ReplyError as error:
             if fail_at is None:
-                raise Violation(f"{script}: {error}") from error
+                raise Violation(f"{call.script}: {error}") from error
             return  # it stays the first to be sent again
         worker.requests.popleft()
         reply = decode(request, raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -200,10 +201,9 @@ def test_only_one_has_the_lock(tmp_path: Path) -> None:
     SupervisorLock(paths, settings).release()
 
 
-def test_a_runtime_dir_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    for folder in (file, file / "below"):
-        settings = Settings(runtime_dir=str(folder))
-        with pytest.raises(ConfigError, match="runtime_dir"):
-            SupervisorLock(RuntimePaths.of(settings), settings)
+def test_a_runtime_dir_that_cannot_be_used_is_named() -> None:
+    with tempfile.NamedTemporaryFile() as file:  # tmp_path may be too long for a socket
+        for folder in (Path(file.name), Path(file.name, "below")):
+            settings = Settings(runtime_dir=str(folder))
+            with pytest.raises(ConfigError, match="runtime_dir"):
+                SupervisorLock(RuntimePaths.of(settings), settings)

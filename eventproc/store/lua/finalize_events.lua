@@ -49,8 +49,8 @@
 --   21 details        number of details
 --   22.. seq of each entry ('' = unsequenced), then type of each writable one, then user of each entry that
 --        is in no group
---   then per group: user, number of its entries, '1' if next:<user> may exist, number of its gaps, and per
---        gap first, last and reason
+--   then per group: user and shape, which is the number of its entries; or that, '1' if next:<user> may exist
+--        else '0', and the number of its gaps, separated by spaces; then per gap first, last and reason
 --   then per detail, for every entry that is not simply processed at the first attempt: its index (from 1),
 --        status ('' = final already, it only moves its user on; then attempts is '1' if its seq belongs in
 --        the order), attempts, error, offset, reason
@@ -342,8 +342,8 @@ local function read_next(key)
   return value and tonumber(value) or not value and 0 or nil
 end
 
-local function apply_group(g, first, count, argument, order_key, next_key, gaps_key)
-  local user, has_next, gaps = ARGV[argument], ARGV[argument + 2] == '1', tonumber(ARGV[argument + 3])
+local function apply_group(g, first, count, has_next, gaps, argument, order_key, next_key, gaps_key)
+  local user = ARGV[argument]
   local tail = try('LINDEX', order_key, -1)
   local last = 0
   local foreign
@@ -378,7 +378,7 @@ local function apply_group(g, first, count, argument, order_key, next_key, gaps_
   if gaps > 0 then
     local covered = ledger and tonumber(string.match(ledger, '^%d+%-(%d+):')) or 0
     local length = 0
-    local at = argument + 4
+    local at = argument + 2
     for _ = 1, gaps do
       if tonumber(ARGV[at]) > covered then
         length = call('RPUSH', gaps_key, ARGV[at] .. '-' .. ARGV[at + 1] .. ':' .. ARGV[at + 2] .. ':' .. now)
@@ -463,10 +463,15 @@ end
 
 local first, argument = 1, types + 1 + writable + loose + letters
 for g = 0, groups - 1 do
-  local count, gaps = tonumber(ARGV[argument + 1]), tonumber(ARGV[argument + 3])
-  apply_group(g, first, count, argument, KEYS[group_keys + 1], KEYS[group_keys + 2], KEYS[group_keys + 3])
+  local count, has_next, gaps = tonumber(ARGV[argument + 1]), '0', 0
+  if not count then
+    count, has_next, gaps = string.match(ARGV[argument + 1], '(%d+) (%d) (%d+)')
+    count, gaps = tonumber(count), tonumber(gaps)
+  end
+  apply_group(g, first, count, has_next == '1', gaps, argument, KEYS[group_keys + 1], KEYS[group_keys + 2],
+    KEYS[group_keys + 3])
   first = first + count
-  argument = argument + 4 + 3 * gaps
+  argument = argument + 2 + 3 * gaps
   group_keys = group_keys + (gaps > 0 and 3 or 2)
 end
 
