@@ -34,7 +34,7 @@ class Entry:
     letter: bool
     lane: str | int  # what it is ordered behind: its user, or its own offset when unsequenced
     granted_ms: int  # monotonic; when its lock was last taken
-    look: bool  # only look the id up (below the expected seq), take no lock
+    look: bool  # only look the id up (below the expected seq): it is not to run
     arrived_ms: int  # monotonic; when it was consumed
     passed: bool  # final already: not run, it only moves its user on when its turn comes
     held: bool  # it stands in its lane

@@ -128,7 +128,7 @@ class Final:
 
 @dataclass(slots=True)
 class Acquire:
-    """Look up and lock these entries' ids (`entry.look`: look up only). Fenced, without revision."""
+    """Look up and lock these entries' ids. Fenced, without revision."""
 
     epoch: int
     owner: str

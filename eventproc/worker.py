@@ -48,7 +48,7 @@ from eventproc.store.channel import Channel
 
 CONSUME_RECORDS = 1000
 IDLE_WAIT_MS = 100
-REPLY_WAIT_MS = 2
+REPLY_WAIT_MS = 10
 FULL_WAIT_MS = 20
 PUBLISH_MS = 100
 PAUSE_AFTER_MS = 200
@@ -162,14 +162,12 @@ class Worker:
     def _turn(self) -> None:
         now_ms = self._clock.monotonic_ms()
         self._watch(now_ms)
-        busy = False
-        for request in self.pipeline.step(now_ms):
-            busy = True
-            self._carry_out(request)
+        busy = self._advance(now_ms)
         self._fetch_offsets(now_ms)
         busy |= self._take_deliveries()
         busy |= self._take_end()
-        busy |= self._take_records(0 if busy or self._channel.pending else self._idle_wait_ms(now_ms))
+        if self._take_records(0 if busy or self._channel.pending else self._idle_wait_ms(now_ms)):
+            busy = self._advance(self._clock.monotonic_ms())
         # nothing but a reply is of use while no records are wanted; the socket ends the wait
         wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
         self._take_replies(0 if busy else wait_ms)
@@ -177,6 +175,20 @@ class Worker:
         self._page.beat(now_ms)
         if now_ms - self._published_ms >= PUBLISH_MS:
             self._publish(now_ms)
+
+    def _advance(self, now_ms: int) -> bool:
+        """Carry out what the pipeline asks for; whether there was anything.
+
+        After a run once more: what it led to is on its way to Redis before anything is waited for.
+        """
+        requests = self.pipeline.step(now_ms)
+        for request in requests:
+            self._carry_out(request)
+        if requests and isinstance(requests[-1], Run):  # it is always the last
+            for request in self.pipeline.step(self._clock.monotonic_ms()):
+                self._carry_out(request)
+        self._channel.flush()
+        return bool(requests)
 
     def _watch(self, now_ms: int) -> None:
         """Time in which this process, Redis or Kafka stood still does not count (CONTRACT 4.2)."""

@@ -52,6 +52,8 @@ _FIXED: dict[str, Any] = {
 _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 #: While the broker is away, it is asked this often whether it is back.
 _PROBE_MS = 250
+_COMMIT_MS = 50
+_COMMIT_RETRY_MS = 500
 
 
 class OffsetOutOfRange(ConfigError):
@@ -82,6 +84,7 @@ class PartitionConsumer:
         self._wanted = -1
         self._commit_failed = False
         self._sent = -1  # offset of the commit under way, -1: none
+        self._sent_ms = -_COMMIT_MS  # when the last one was made
         self._fatal: KafkaError | None = None
         self._closed = False
         fixed = {**_FIXED, "group.id": settings.kafka_group_id}
@@ -145,11 +148,13 @@ class PartitionConsumer:
         (commit replies, connection errors) are served as well. Raises OffsetOutOfRange, or
         DependencyError when librdkafka cannot go on.
         """
-        batch = self._consumer.consume(max_records, 0)
-        if not batch and timeout_s > 0:
+        if timeout_s > 0:
             first = self._consumer.poll(timeout_s)
-            if first is not None:
-                batch = [first, *self._consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
+            batch = [first] if first is not None else []
+            if batch and max_records > 1:
+                batch += self._consumer.consume(max_records - 1, 0)
+        else:
+            batch = self._consumer.consume(max_records, 0)
         records = [message for message in batch if message.error() is None]
         if records:
             self._advance(records[0].offset(), records[-1].offset())
@@ -185,14 +190,14 @@ class PartitionConsumer:
     # --- commits ------------------------------------------------------------------------------------
 
     def commit(self, offset: int) -> None:
-        """Commit `offset` in the background; one commit is under way at a time, the newest offset wins.
+        """Commit `offset` in the background; the newest offset wins.
 
-        `committed` is the last acknowledged one. A failed commit is made again, with the newest offset,
-        at the next call.
+        One commit is under way at a time, and one is made in 50 ms: while events trickle in, each would
+        make one. What was put off, and after half a second what failed, is made by a later `consume`.
+        `committed` is the last acknowledged one.
         """
         self._wanted = offset
-        if self._sent < 0:
-            self._send_commit()
+        self._commit_if_due()
 
     def flush_commits(self, timeout_s: float) -> bool:
         """Wait until the newest offset is committed; False when it is not in time.
@@ -269,14 +274,20 @@ class PartitionConsumer:
 
     def _upkeep(self) -> None:
         self._query.serve()
-        if self._sent < 0 and self._wanted != self.committed and not self._commit_failed:
-            self._send_commit()
+        if self._wanted != self.committed:
+            self._commit_if_due()
         if self.down:
             self._query.probe(_PROBE_MS)
             self.down = not self._query.alive
 
+    def _commit_if_due(self) -> None:
+        pause_ms = _COMMIT_RETRY_MS if self._commit_failed else _COMMIT_MS
+        if self._sent < 0 and self._clock.monotonic_ms() - self._sent_ms >= pause_ms:
+            self._send_commit()
+
     def _send_commit(self) -> None:
         self._commit_failed = False
+        self._sent_ms = self._clock.monotonic_ms()
         target = TopicPartition(self._topic, self._partition, self._wanted)
         try:
             self._consumer.commit(offsets=[target], asynchronous=True)

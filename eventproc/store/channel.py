@@ -116,15 +116,30 @@ class Channel:
         return self._socket.fileno() if self._socket is not None else -1
 
     def submit(self, request: StoreRequest) -> None:
-        """Send a request now, or once the channel is up again. Never raises for trouble with Redis."""
+        """Send a request with the next `flush` or `poll`, or once the channel is up again.
+
+        Never raises for trouble with Redis.
+        """
         call = self.scripts.encode(request)
         item = _Pending(request, call.script, call.packed)
         self._pending.append(item)
         if self._socket is not None and not self._failing:
             self._send(item)
-            self._flush()
         elif self._due():
             self._recover()
+
+    def flush(self) -> None:
+        """Write as much as the socket takes."""
+        if self._socket is None or not self._unsent:
+            return
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent)
+                del self._unsent[:sent]
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return
+        except OSError as error:
+            self._went_down(f"Redis at {self._where}: {error}", reconnect=True)
 
     def poll(self, timeout_ms: float = 0) -> list[tuple[StoreRequest, StoreReply]]:
         """Replies that have come, in the order of their requests; waits for the first up to `timeout_ms`.
@@ -207,7 +222,7 @@ class Channel:
             return
         self._failing = False
         self._send_again()
-        self._flush()
+        self.flush()
 
     def _send_again(self) -> None:
         self._expected = deque(["ignore"] * len(self._expected))
@@ -263,19 +278,6 @@ class Channel:
         self._unsent += item.packed
         self._expected.append(item)
 
-    def _flush(self) -> None:
-        """Write as much as the socket takes."""
-        if self._socket is None or not self._unsent:
-            return
-        try:
-            while self._unsent:
-                sent = self._socket.send(self._unsent)
-                del self._unsent[:sent]
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return
-        except OSError as error:
-            self._went_down(f"Redis at {self._where}: {error}", reconnect=True)
-
     def _work(self, wait_ms: float) -> None:
         """Recover if due; write; read what is there, waiting for it up to `wait_ms`."""
         now_ms = self._clock.monotonic_ms()
@@ -288,7 +290,7 @@ class Channel:
             if wait_ms > 0:
                 self._clock.sleep_ms(wait_ms)
             return
-        self._flush()
+        self.flush()
         if self._socket is None:
             return
         if self._expected and not self._failing:
@@ -311,7 +313,7 @@ class Channel:
         poller.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         for _, event in poller.poll(wait_ms):
             if event & select.POLLOUT:
-                self._flush()
+                self.flush()
         return self._drain_socket() if self._socket is not None else False
 
     def _drain_socket(self) -> bool:
@@ -375,7 +377,7 @@ class Channel:
                 self._went_down(f"Redis at {self._where} forgets its scripts: {message}", reconnect=True)
                 return
             self._send_again()
-            self._flush()
+            self.flush()
         else:
             self._pending.popleft()
             self._done.append(script_error(item.script, message))

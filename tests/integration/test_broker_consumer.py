@@ -341,12 +341,7 @@ class TestOutage:
         server.start()
         wait_for(consumer, lambda: not consumer.down, "up", 60)
         assert end_of(consumer) == 10
-
-        def committed() -> bool:
-            consumer.commit(10)  # as a worker does, again and again
-            return consumer.committed == 10
-
-        wait_for(consumer, committed, "the commit after the outage", 60)
+        wait_for(consumer, lambda: consumer.committed == 10, "the commit after the outage", 60)
         produce(settings, 5, start=10)
         assert numbers(read(consumer, 5)) == [10, 11, 12, 13, 14]
         assert not consumer.down

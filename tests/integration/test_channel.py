@@ -198,6 +198,7 @@ def test_silence_is_an_outage_and_late_answers_do_no_harm(server: RedisServer) -
 
 def test_lost_reply_is_answered_the_same(line: Line, server: RedisServer) -> None:
     line.channel.submit(line.finalize(1))
+    line.channel.flush()
     client: Any = server.client()
     deadline = time.monotonic() + 10
     while client.hget("partition:events:0", "rev") != b"1":

@@ -105,7 +105,7 @@ def test_lock_of_a_newer_epoch_is_respected(me: ScriptRunner, client: Any) -> No
     assert me.acquire(entry(1)).verdicts == [LOCKED]
 
 
-def test_look_tells_late_from_stale_and_takes_no_lock(me: ScriptRunner, client: Any) -> None:
+def test_look_tells_late_from_stale_and_locks(me: ScriptRunner, client: Any) -> None:
     me.finalize(
         group("u", entry(1, "u", 100), gaps=[Gap("u", n, n + 2, "timeout") for n in range(1, 95, 5)]),
         group("v", entry(2, "v", 1)),
@@ -115,7 +115,9 @@ def test_look_tells_late_from_stale_and_takes_no_lock(me: ScriptRunner, client: 
     expected = [LATE if seq % 5 in (1, 2, 3) and seq < 94 else STALE for seq in range(1, 100)]
     acquired = me.acquire(*looks)
     assert acquired.verdicts == [*expected, STALE]
-    assert client.keys("inflight:*") == []
+    assert len(client.keys("inflight:*")) == 100
+    client.set("inflight:e300", "events:1:7:other")
+    assert me.acquire(looks[0], looks[-1]).verdicts == [LATE, LOCKED]
 
 
 def test_look_at_a_final_id(me: ScriptRunner) -> None:

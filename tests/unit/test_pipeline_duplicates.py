@@ -262,9 +262,14 @@ def test_an_event_that_is_final_already_and_last_moves_its_user_on() -> None:
     assert driver.locks() == []
 
 
-def test_an_id_that_becomes_final_while_its_handler_runs_is_not_rewritten() -> None:
+def test_an_id_whose_lock_ran_out_and_that_became_final_while_its_handler_ran_is_not_rewritten() -> None:
     driver = Driver().own()
-    driver.during["u-1"] = lambda: final_elsewhere(driver, "u-1", "w", 9)
+
+    def lose() -> None:
+        driver.store.command("DEL", "inflight:u-1")
+        final_elsewhere(driver, "u-1", "w", 9)
+
+    driver.during["u-1"] = lose
     driver.send(event("u", 1), event("u", 2))
     assert driver.hash("u-1")["userId"] == "w"
     assert driver.letter("events-0-0")["reason"] == "id_conflict"

@@ -1,4 +1,7 @@
--- Look up a batch of ids and lock those that are to run. Fenced, without revision.
+-- Look up a batch of ids and lock those that are not final. Fenced, without revision.
+--
+-- Those that are only looked up are locked too: whoever finds its own lock on an id in finalize_events knows
+-- that nobody has made it final since it was looked up here.
 --
 -- KEYS
 --   1    partition:<topic>:<p>
@@ -12,7 +15,7 @@
 --   4  ours    what every lock of this partition begins with, <topic>:<p>:
 --   5  ttl     life of a lock, ms
 --   6  count   number of entries
---   7  looks   number of entries that are only looked up
+--   7  looks   number of entries that are only looked up, below the expected seq
 --   8..  per such entry: its index (from 1, ascending) and its seq
 -- Returns
 --   {'ok'}       every entry is granted
@@ -167,10 +170,14 @@ for i = 1, count do
     gaps_at = gaps_at + 1
     verdict, failure = look(KEYS[gaps_at], tonumber(seq))
   else
-    if call('SET', KEYS[locks + i], lock, 'NX', 'PXAT', expiry) then
-      verdict = '0'
-    else
-      verdict, failure = contend(KEYS[locks + i])
+    verdict = '0'
+  end
+  local lockable = verdict == '0' or verdict == '3' or verdict == '4'
+  if lockable and not call('SET', KEYS[locks + i], lock, 'NX', 'PXAT', expiry) then
+    local held
+    held, failure = contend(KEYS[locks + i])
+    if held ~= '0' then
+      verdict = held
     end
   end
   if failure then

@@ -324,6 +324,10 @@ local locked = all_locked()
 
 -- How many keys there are of the next writable entries, without asking for each.
 local checked, present = 0, 0
+-- A lock that is still ours tells that nobody has made the id final since acquire_events looked it up.
+if locked then
+  checked = writable
+end
 local function check(i)
   checked = i + chunk - 1
   if checked > writable then
