@@ -76,6 +76,49 @@ class UserEffects:
         entries: list[Entry] | None = None,
     ) -> None: ...
 
+@final
+class Event:
+    """One event, as a handler sees it.
+
+    `seq` is None for an unsequenced event, `timestamp` is ms since the epoch, `attempt` counts from 1.
+    `document` is the whole decoded JSON object, unknown fields included.
+    """
+
+    id: str
+    user_id: str
+    type: str
+    payload: dict[str, Any]
+    seq: int | None
+    timestamp: int
+    attempt: int
+    partition: int
+    offset: int
+    document: dict[str, Any]
+
+    def __init__(
+        self,
+        id: str,
+        user_id: str,
+        type: str,
+        payload: dict[str, Any],
+        seq: int | None,
+        timestamp: int,
+        attempt: int,
+        partition: int,
+        offset: int,
+        document: dict[str, Any],
+        record: Record | None = None,
+    ) -> None: ...
+    @property
+    def headers(self) -> list[tuple[str, bytes | None]]:
+        """The record's headers, in order."""
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The document's fields that eventproc does not know."""
+
+def event_of(entry: Entry, partition: int) -> Event:
+    """What the handler is given of a valid entry: its next attempt."""
+
 def is_ordinary(entry: Entry) -> bool:
     """Processed at the first attempt, in its turn: all that is written of it is the usual."""
 

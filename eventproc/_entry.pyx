@@ -74,6 +74,65 @@ cdef class UserEffects:
         return f"UserEffects({self.user!r}, {self.has_next}, {self.gaps}, {self.entries})"
 
 
+@cython.final
+@cython.freelist(64)
+cdef class Event:
+    cdef public str id
+    cdef public str user_id
+    cdef public str type
+    cdef public dict payload
+    cdef public object seq
+    cdef public object timestamp
+    cdef public object attempt
+    cdef public object partition
+    cdef public object offset
+    cdef public dict document
+    cdef object _record
+
+    def __init__(
+        self, id, user_id, type, payload, seq, timestamp, attempt, partition, offset, document, record=None
+    ):
+        self.id = id
+        self.user_id = user_id
+        self.type = type
+        self.payload = payload
+        self.seq = seq
+        self.timestamp = timestamp
+        self.attempt = attempt
+        self.partition = partition
+        self.offset = offset
+        self.document = document
+        self._record = record
+
+    @property
+    def headers(self):
+        return (self._record.headers() or []) if self._record is not None else []
+
+    @property
+    def extra(self):
+        known = ("id", "userId", "type", "payload", "timestamp")
+        return {name: value for name, value in self.document.items() if name not in known}
+
+    def __repr__(self):
+        return f"Event(id={self.id!r}, user_id={self.user_id!r}, seq={self.seq!r}, attempt={self.attempt})"
+
+
+def event_of(Entry entry not None, partition):
+    cdef Event made = Event.__new__(Event)
+    made.id = entry.id
+    made.user_id = entry.user
+    made.type = entry.type
+    made.document = entry.document
+    made.payload = made.document["payload"]
+    made.seq = entry.seq or None
+    made.timestamp = entry.timestamp
+    made.attempt = entry.attempts + 1
+    made.partition = partition
+    made.offset = entry.offset
+    made._record = entry.record
+    return made
+
+
 cdef inline Entry _at(list entries, Py_ssize_t i):
     return <Entry?>PyList_GET_ITEM(entries, i)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
+from eventproc._entry import Event as Event
 from eventproc._reorder import is_plain
-from eventproc.effects import Record
 
 MAX_ID_BYTES = 256
 MAX_DEPTH = 64
@@ -19,68 +19,6 @@ _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 class Invalid(Exception):
     """The record is no valid event; the message names the field and the rule."""
-
-
-class Event:
-    """One event, as a handler sees it.
-
-    `seq` is None for an unsequenced event, `timestamp` is ms since the epoch, `attempt` counts from 1.
-    `document` is the whole decoded JSON object, unknown fields included.
-    """
-
-    __slots__ = (
-        "_record",
-        "attempt",
-        "document",
-        "id",
-        "offset",
-        "partition",
-        "payload",
-        "seq",
-        "timestamp",
-        "type",
-        "user_id",
-    )
-
-    def __init__(
-        self,
-        id: str,
-        user_id: str,
-        type: str,
-        payload: dict[str, Any],
-        seq: int | None,
-        timestamp: int,
-        attempt: int,
-        partition: int,
-        offset: int,
-        document: dict[str, Any],
-        record: Record | None = None,
-    ) -> None:
-        self.id = id
-        self.user_id = user_id
-        self.type = type
-        self.payload = payload
-        self.seq = seq
-        self.timestamp = timestamp
-        self.attempt = attempt
-        self.partition = partition
-        self.offset = offset
-        self.document = document
-        self._record = record
-
-    @property
-    def headers(self) -> list[tuple[str, bytes | None]]:
-        """The record's headers, in order."""
-        return (self._record.headers() or []) if self._record is not None else []
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """The document's fields that eventproc does not know."""
-        known = ("id", "userId", "type", "payload", "timestamp")
-        return {name: value for name, value in self.document.items() if name not in known}
-
-    def __repr__(self) -> str:
-        return f"Event(id={self.id!r}, user_id={self.user_id!r}, seq={self.seq!r}, attempt={self.attempt})"
 
 
 class Validator:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
+from eventproc._entry import event_of
 from eventproc.clock import Clock
 from eventproc.effects import Entry
 from eventproc.errors import HandlerLoadError, Reject
@@ -165,24 +166,8 @@ class Runner:
                 broken.add(entry.lane)
                 continue
             mark(now_ms, entry.offset)
-            document = entry.document
-            assert document is not None
             try:
-                returned = handler(
-                    Event(
-                        entry.id,
-                        entry.user,
-                        entry.type,
-                        document["payload"],
-                        entry.seq or None,
-                        entry.timestamp,
-                        entry.attempts + 1,
-                        partition,
-                        entry.offset,
-                        document,
-                        entry.record,
-                    )
-                )
+                returned = handler(event_of(entry, partition))
             except BaseException as error:  # SystemExit too: the handler's end is not the worker's
                 broken.add(entry.lane)
                 done(error)
