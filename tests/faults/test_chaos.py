@@ -1,4 +1,4 @@
-"""All faults mixed at random, as `make chaos` does, for three minutes (EVENTPROC_CHAOS_MINUTES changes that)."""
+"""All faults mixed at random, as `make chaos` does, for EVENTPROC_CHAOS_MINUTES (default 3)."""
 
 from __future__ import annotations
 
