@@ -141,26 +141,29 @@ class Ground:
 
     # --- life -----------------------------------------------------------------------------------------
 
-    def start(self, *arguments: str, crash_at: str = "") -> Self:
+    def start(self) -> Self:
         """Start all hosts, the first one first, so that it has all partitions."""
         for host in self.hosts:
-            self.bring_up(host, *arguments, crash_at=crash_at)
+            self.bring_up(host)
         return self
 
-    def bring_up(self, host: Deployment, *arguments: str, crash_at: str = "") -> None:
-        """Start a host's supervisor; again when it ends because a server is away or its lock is still held.
+    def bring_up(self, *hosts: Deployment, arguments: tuple[str, ...] = (), crash_at: str = "") -> None:
+        """Start these hosts' supervisors, all at once; again when one ends because a server is away.
 
-        Returns once each of its workers has its partition or stands by.
+        Returns once each of their workers has its partition or stands by. A supervisor lives no longer than
+        the thread that starts it.
         """
         deadline = time.monotonic() + _UP_TIMEOUT_S
-        host.start(*arguments, crash_at=crash_at, ready=False)
-        while not self._is_up(host):
-            assert time.monotonic() < deadline, f"not up within {_UP_TIMEOUT_S} s\n{host.picture()}"
+        for host in hosts:
+            host.start(*arguments, crash_at=crash_at, ready=False)
+        while waiting := [host for host in hosts if not self._is_up(host)]:
+            assert time.monotonic() < deadline, f"not up within {_UP_TIMEOUT_S} s\n{waiting[0].picture()}"
             time.sleep(0.05)
-            if host.process is not None and (code := host.process.poll()) is not None:
-                assert code in (1, 5), f"ended with {code}\n{host.log()[-4000:]}"
-                time.sleep(0.2)
-                host.start(*arguments, crash_at=crash_at, ready=False)
+            for host in waiting:
+                if host.process is not None and (code := host.process.poll()) is not None:
+                    assert code == 5, f"ended with {code}\n{host.log()[-4000:]}"
+                    time.sleep(0.2)
+                    host.start(*arguments, crash_at=crash_at, ready=False)
 
     def _is_up(self, host: Deployment) -> bool:
         with contextlib.suppress(EventprocError, StopIteration):

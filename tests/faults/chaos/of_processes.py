@@ -106,7 +106,7 @@ def host_takes_over(ground: Ground, rng: Random) -> Hits:
     ground.take_down(other, signal.SIGTERM)
     before = ground.epochs()
     busy = ground.busy()
-    ground.bring_up(other, "--takeover")
+    ground.bring_up(other, arguments=("--takeover",))
     yield
     return int(busy) * sum(now > then for now, then in zip(ground.epochs(), before, strict=True))
 
@@ -119,11 +119,7 @@ def claims_race(ground: Ground, rng: Random) -> Hits:
         ground.take_down(host)
     yield
     logged = [len(host.log()) for host in ground.hosts]
-    racers = [threading.Thread(target=ground.bring_up, args=(host,)) for host in ground.hosts]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
+    ground.bring_up(*ground.hosts)
     lost = sum(host.log()[at:].count(" standby ") for host, at in zip(ground.hosts, logged, strict=True))
     return lost if owner.in_flight else 0
 
