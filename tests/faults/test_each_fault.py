@@ -14,8 +14,9 @@ import pytest
 from eventproc.workload import Workload
 from tests.faults.chaos.fault import Loss
 from tests.faults.chaos.ground import Ground
-from tests.faults.chaos.registry import FAULTS
-from tests.faults.chaos.servers import Servers
+from tests.faults.chaos.mock_broker import MockServers
+from tests.faults.chaos.registry import FAULTS, MIXED
+from tests.faults.chaos.servers import Behind, Servers
 from tests.integration.supervised import wait_for
 from tests.kafka_server import KafkaUnavailable, why_not
 
@@ -40,6 +41,12 @@ def servers() -> Iterator[Servers]:
     servers.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="module")
+def mock_servers() -> Iterator[MockServers]:
+    with MockServers() as servers:
+        yield servers
+
+
 def workload_for(topic: str, loss: Loss) -> Workload:
     """Everything that may happen to an event, as far as what comes of it is decided by the log alone."""
     mixed: dict[str, Any] = {"duplicate_ratio": 0.02, "stale": 20, "conflicts": 20, "missing_seqs": 10}
@@ -60,8 +67,9 @@ def workload_for(topic: str, loss: Loss) -> Workload:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_alone(name: str, servers: Servers, tmp_path: Path) -> None:
+def test_alone(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     fault = FAULTS[name]
+    servers: Behind = request.getfixturevalue("servers" if name in MIXED else "mock_servers")
     rng = random.Random(f"{SEED}/{name}")
     hits = []
     with Ground(servers, tmp_path, hosts=fault.hosts) as ground:

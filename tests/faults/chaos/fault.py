@@ -18,12 +18,15 @@ Body = Callable[[Ground, Random], Generator[None, None, int]]
 #: "replays": Redis has lost acknowledged writes and they were made again; a late event may have been in
 #: time the second time. "effects": those from before are gone for good.
 Loss = Literal["nothing", "replays", "effects"]
-Thing = Literal["workers", "supervisors", "redis", "redis link", "kafka", "kafka link"]
+Thing = Literal["workers", "supervisors", "redis", "redis link", "kafka", "kafka link", "mock"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind. While one is on, no other that touches the same things is; `lasts_s`: from, to."""
+    """One kind. While one is on, no other that touches the same things is; `lasts_s`: from, to.
+
+    Those that touch the mock brokers need them in place of a Kafka, so they are not in the mix.
+    """
 
     name: str
     text: str

@@ -26,7 +26,7 @@ from eventproc.metrics import Board, Page
 from eventproc.spawn import owner_supervisor
 from eventproc.workload import Produced, Workload, produce
 from tests.faults.chaos.proxy import Proxy
-from tests.faults.chaos.servers import Servers
+from tests.faults.chaos.servers import Behind
 from tests.integration.deployment import Deployment, gone
 from tests.integration.supervised import wait_for
 from tests.redis_server import RedisServer
@@ -99,7 +99,7 @@ class Ground:
 
     def __init__(
         self,
-        servers: Servers,
+        servers: Behind,
         folder: Path,
         *,
         partitions: int = 2,

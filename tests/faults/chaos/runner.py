@@ -20,7 +20,7 @@ from typing import Any
 
 from eventproc.workload import Workload
 from tests.faults.chaos.ground import Ground
-from tests.faults.chaos.registry import FAULTS, Fault
+from tests.faults.chaos.registry import MIXED, Fault
 from tests.faults.chaos.report import ChaosReport, Injected, RoundReport
 from tests.faults.chaos.servers import Servers
 
@@ -45,7 +45,7 @@ class Plan:
 
 def run(plan: Plan, say: Callable[[str], None]) -> ChaosReport:
     """All rounds. Returns in any case; the report tells whether all was well."""
-    report = ChaosReport(plan.seed, plan.rate_per_s, {name: Injected() for name in FAULTS})
+    report = ChaosReport(plan.seed, plan.rate_per_s, {name: Injected() for name in MIXED})
     rounds = max(3, round(plan.minutes * 60 / ROUND_S))
     seconds = plan.minutes * 60 / rounds
     with Servers() as servers, ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -61,8 +61,8 @@ def kinds_for(lossy: bool) -> list[Fault]:
     They leave gaps in the log's time that are none when it is read again.
     """
     if lossy:
-        return [it for it in FAULTS.values() if "kafka" not in it.touches]
-    return [it for it in FAULTS.values() if it.loss == "nothing"]
+        return [it for it in MIXED.values() if "kafka" not in it.touches]
+    return [it for it in MIXED.values() if it.loss == "nothing"]
 
 
 def workload_for(topic: str, lossy: bool, seconds: float, rate_per_s: float, seed: int) -> Workload:

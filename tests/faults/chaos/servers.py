@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 from tests.faults.chaos.proxy import Proxy
 from tests.integration.conftest import BrokerUnderTest, broker_of
@@ -12,6 +12,26 @@ from tests.redis_server import RedisServer, free_port
 
 KAFKA = "kafka"
 REDIS = "redis"
+
+
+class Behind(Protocol):
+    """What a ground stands on."""
+
+    kafka: Any  # a KafkaServer, or mock brokers
+    proxy: Proxy
+
+    @property
+    def broker(self) -> BrokerUnderTest:
+        """Kafka, by the straight way."""
+        ...
+
+    def through(self) -> dict[str, str]:
+        """Settings of those who take the way through the proxy."""
+        ...
+
+    def heal(self, redis: RedisServer) -> None:
+        """As if nothing had been; Redis is that one from now on."""
+        ...
 
 
 class Servers:
