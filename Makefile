@@ -14,6 +14,9 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 KAFKA_ARGS ?=
+MINUTES ?= 30
+SEED ?=
+CHAOS_ARGS ?=
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -26,7 +29,7 @@ help: ## this list
 	@echo "usage: make TARGET"
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 	@echo "variables: PYTHON=$(PYTHON) (3.11 or newer), JOBS=$(JOBS) (test processes; 0: one after the other),"
-	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, KAFKA_ARGS (passed on)"
+	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, KAFKA_ARGS, CHAOS_ARGS (passed on)"
 
 # --- environment --------------------------------------------------------------------------------
 
@@ -65,6 +68,11 @@ bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/
 	@mkdir -p .benchmarks
 	$(PY) -m pytest benchmarks --benchmark-json=.benchmarks/last.json $(BENCH_ARGS)
 
+.PHONY: chaos
+chaos: $(EXTENSION) ## all faults mixed over a load for MINUTES=30 from SEED=…, then the audit; report in .chaos/
+	@CI=true scripts/need redis kafka
+	@$(PY) -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+
 .PHONY: lint
 lint: $(EXTENSION) ## ruff, mypy --strict, cython-lint, luacheck, shellcheck, layers
 	@scripts/need lint
@@ -100,6 +108,6 @@ wheel: $(EXTENSION) ## sdist and wheel in dist/
 
 .PHONY: clean
 clean: ## remove everything that was built, except the environment
-	rm -rf build dist *.egg-info .benchmarks .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .benchmarks .chaos .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	rm -f $(CYTHON:.pyx=.c) $(CYTHON:.pyx=.*.so) $(EXTENSION) $(READY)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

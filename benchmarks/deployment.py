@@ -237,11 +237,11 @@ class Deployment:
             assert time.monotonic() < deadline, f"{done} of {events} events are final: {self.picture()}"
             time.sleep(poll_s)
 
-    def audit(self) -> Report:
+    def audit(self, *, crashed: bool = False) -> Report:
         """Wait until all is committed; then every event of the ledger must be accounted for."""
         idle = wait_until_idle(self.settings, _IDLE_TIMEOUT_MS)
         assert idle, f"not idle within {_IDLE_TIMEOUT_MS} ms: {self.picture()}"
-        report = audit(self.settings, ledger=self._ledger, crashed=False)
+        report = audit(self.settings, ledger=self._ledger, crashed=crashed)
         assert report.clean, "\n".join([*report.lines(), self.picture()])
         return report
 

@@ -9,6 +9,7 @@ The bars: p99 below 50 ms (the worse of the two), and the lag does not grow.
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +56,13 @@ class OpenLoop:
     producer: EventProducer
     lags: list[tuple[float, int]] = field(default_factory=list)  # (share of the events sent, lag)
 
-    def send(self, work: Workload, *, timed: bool) -> None:
+    def send(self, work: Workload, *, timed: bool, stop: threading.Event | None = None) -> None:
         """Without `timed` the ledger gets no send times, so that the audit tells no latency."""
         begun = time.perf_counter()
         look = 0.0
         for number, record in enumerate(work.main()):
+            if stop is not None and stop.is_set():
+                break
             due_s = number / RATE_PER_S
             now_s = time.perf_counter() - begun
             if now_s < due_s:

@@ -40,7 +40,7 @@ from eventproc.effects import (
 )
 from eventproc.errors import ConfigError, EventprocError, Transient
 from eventproc.handlers import Handler, Runner, load_handler
-from eventproc.keeper import Keeper
+from eventproc.keeper import STALL_MS, Keeper
 from eventproc.metrics import Board, Page, State
 from eventproc.pipeline import Pipeline
 from eventproc.settings import Settings
@@ -54,8 +54,6 @@ PUBLISH_MS = 100
 PAUSE_AFTER_MS = 200
 OFFSETS_TIMEOUT_S = 5.0
 OFFSETS_RETRY_MS = 500
-#: A loop that took longer, handlers apart, was stopped: what happened meanwhile is not known.
-STALL_MS = 1000
 #: Part of shutdown_timeout_s that a worker takes for itself; the rest is the supervisor's.
 DRAIN_SHARE = 0.8
 
@@ -105,14 +103,15 @@ class Worker:
         self._stop_asked = False
         self._drain_until_ms = 0
         self._offsets_at_ms = -1  # when to ask for offsets; -1: not asked
-        self._end_asked = False
+        self._end_asked_ms = -1  # since when the partition's end is asked for; -1: it is not
         self._away = False
+        self._stalls = 0
         self._in_trouble = False
         self._reading_paused = False
         self._wanted_ms = 0
         self._published_ms = 0
         self._looped_ms = 0
-        self._handler_ms = 0
+        self._handlers_ms = 0  # time spent in handlers so far
         self._commits = -1
 
     def stop(self) -> None:
@@ -122,7 +121,7 @@ class Worker:
     def run(self) -> None:
         """Work until stopped. Raises EventprocError when it cannot go on."""
         self._keeper.start()
-        self._looped_ms = self._clock.monotonic_ms()
+        self._looped_ms = self._own_ms()
         try:
             while not self._finished():
                 self._turn()
@@ -192,10 +191,14 @@ class Worker:
 
     def _watch(self, now_ms: int) -> None:
         """Time in which this process, Redis or Kafka stood still does not count (CONTRACT 4.2)."""
-        stalled = now_ms - self._looped_ms - self._handler_ms > STALL_MS
-        self._looped_ms, self._handler_ms = now_ms, 0
-        # being connected for the first time is no outage
-        away = (not self._channel.up and self._channel.outages > 0) or self._consumer.down
+        own_ms, stalls = self._own_ms(), self._keeper.stalls
+        stalled = own_ms - self._looped_ms > STALL_MS or stalls != self._stalls
+        self._looped_ms, self._stalls = own_ms, stalls
+        channel = self._channel
+        # being connected for the first time is no outage; a Redis that is silent may be away long before
+        # its timeout tells so
+        redis_away = channel.outages > 0 if not channel.up else channel.silent_ms > STALL_MS
+        away = redis_away or self._consumer.down
         if away and not self._away:
             self.pipeline.suspend()
         elif self._away and not away:
@@ -205,8 +208,12 @@ class Worker:
             self.pipeline.resume(now_ms)
         self._away = away
 
+    def _own_ms(self) -> int:
+        """Monotonic time without that spent in handlers, in which replies may have waited for us."""
+        return self._clock.monotonic_ms() - self._handlers_ms
+
     def _idle_wait_ms(self, now_ms: int) -> int:
-        if not self.pipeline.owned or self._producer.pending or self._end_asked:
+        if not self.pipeline.owned or self._producer.pending or self._end_asked_ms >= 0:
             return 5
         due_ms = self.pipeline.next_deadline_ms()
         return max(0, min(IDLE_WAIT_MS, due_ms - now_ms)) if due_ms >= 0 else IDLE_WAIT_MS
@@ -255,13 +262,16 @@ class Worker:
         return bool(outcomes)
 
     def _take_end(self) -> bool:
-        if not self._end_asked:
+        if self._end_asked_ms < 0:
             return False
         end = self._consumer.poll_end()
         if end is None:
             return False
-        self._end_asked = False
-        self.pipeline.on_end_offset(end)
+        if self._own_ms() - self._end_asked_ms > STALL_MS:  # Kafka stood still, though no connection broke
+            self.pipeline.resume(self._clock.monotonic_ms())
+        else:
+            self.pipeline.on_end_offset(end)
+        self._end_asked_ms = -1
         return True
 
     def _take_replies(self, wait_ms: int) -> None:
@@ -313,7 +323,7 @@ class Worker:
             self._at("after_commit")
         elif isinstance(request, FetchEnd):
             self._consumer.request_end()
-            self._end_asked = True
+            self._end_asked_ms = self._own_ms()
         elif isinstance(request, FetchOffsets):
             self._offsets_at_ms = self._clock.monotonic_ms()
         elif isinstance(request, Seek):
@@ -333,7 +343,7 @@ class Worker:
         outcomes = self._runner.run(request.entries)
         self._keeper.end()
         now_ms = self._clock.monotonic_ms()
-        self._handler_ms += now_ms - begun_ms
+        self._handlers_ms += now_ms - begun_ms
         self._at("after_run")
         self.pipeline.on_ran(request, outcomes, now_ms - begun_ms, now_ms)
 

@@ -112,7 +112,7 @@ class KafkaServer:
     """
 
     def __init__(self, *, port: int = 0, overrides: dict[str, str] | None = None) -> None:
-        self.port, self._controller_port = _free_ports(2)
+        self.port, self.controller_port = _free_ports(2)
         self.port = port or self.port
         self.overrides = overrides or {}
         self._folder: Path | None = None
@@ -201,11 +201,11 @@ class KafkaServer:
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.controller_port}",
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._controller_port}",
+            "controller.quorum.bootstrap.servers": f"127.0.0.1:{self.controller_port}",
             "log.dirs": str(self.folder / "data"),
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": "1",

@@ -137,8 +137,12 @@ class PartitionConsumer:
     # --- reading ------------------------------------------------------------------------------------
 
     def seek(self, offset: int) -> None:
-        """Read from `offset` on; everything fetched before is thrown away, also what is queued locally."""
+        """Read from `offset` on; everything fetched before is thrown away, also what is queued locally.
+
+        A pause ends with it.
+        """
         self._assign(offset)
+        self.resume()  # librdkafka keeps a partition paused when it is assigned anew
         self.position = offset
 
     def consume(self, max_records: int, timeout_s: float) -> list[Message]:

@@ -16,7 +16,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -62,6 +62,8 @@ class EmbeddedBroker:
     `topics` maps names to partition counts. Start it from a thread that lives as long as the broker is to.
     """
 
+    _program = "eventproc.broker.embedded"
+
     def __init__(self, topics: Mapping[str, int], clock: Clock | None = None) -> None:
         self.bootstrap_servers = ""
         self._topics = dict(topics)
@@ -79,7 +81,7 @@ class EmbeddedBroker:
 
     def start(self) -> Self:
         """Start, and return when clients may connect; raises DependencyError when it does not come up."""
-        command = [sys.executable, "-m", "eventproc.broker.embedded", "--parent", str(os.getpid())]
+        command = [sys.executable, "-m", self._program, "--parent", str(os.getpid())]
         command += ["--topics", ",".join(f"{name}:{count}" for name, count in self._topics.items())]
         self._process = subprocess.Popen(
             command,
@@ -102,11 +104,7 @@ class EmbeddedBroker:
 
     def create_topic(self, name: str, partitions: int) -> None:
         """Create a topic; ConfigError when it exists or its name is no topic name."""
-        stdin = self._running().stdin
-        if stdin is None:
-            raise RuntimeError("the embedded broker has no control pipe")
-        stdin.write(f"topic {name}:{partitions}\n".encode())
-        reply = self._read_line(_REPLY_TIMEOUT_MS)
+        reply = self._order(f"topic {name}:{partitions}")
         if reply != "ok":
             raise ConfigError(f"the embedded broker cannot create topic {name}: {reply or 'no answer'}")
 
@@ -137,6 +135,13 @@ class EmbeddedBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _order(self, text: str) -> str:
+        stdin = self._running().stdin
+        if stdin is None:
+            raise RuntimeError("the embedded broker has no control pipe")
+        stdin.write(f"{text}\n".encode())
+        return self._read_line(_REPLY_TIMEOUT_MS)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -195,10 +200,10 @@ def _candidates(extension: str) -> Iterable[str]:
         yield found
 
 
-class _MockCluster:
-    """One mock broker in this process."""
+class MockCluster:
+    """Mock brokers in this process: one, or several that share the partitions."""
 
-    def __init__(self) -> None:
+    def __init__(self, brokers: int = 1) -> None:
         self._library = library = _library()
         for name, result, arguments in (
             ("rd_kafka_conf_new", ctypes.c_void_p, []),
@@ -222,7 +227,7 @@ class _MockCluster:
         handle = library.rd_kafka_new(_RD_KAFKA_PRODUCER, library.rd_kafka_conf_new(), error, len(error))
         if not handle:
             raise DependencyError(f"librdkafka: {error.value.decode(errors='replace')}")
-        self._cluster = library.rd_kafka_mock_cluster_new(handle, 1)
+        self._cluster = library.rd_kafka_mock_cluster_new(handle, brokers)
         if not self._cluster:
             raise DependencyError("librdkafka cannot open a port on 127.0.0.1 for its mock cluster")
 
@@ -230,6 +235,14 @@ class _MockCluster:
     def bootstrap_servers(self) -> str:
         text: bytes = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster)
         return text.decode()
+
+    def obey(self, order: str) -> str:
+        """Carry out a line of standard input; what to answer. ConfigError when it cannot be."""
+        verb, _, topic = order.partition(" ")
+        if verb != "topic":
+            raise ConfigError(f"unknown command {verb.strip()!r}")
+        self.create_topic(*_parse_topic(topic))
+        return "ok"
 
     def create_topic(self, name: str, partitions: int) -> None:
         code = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
@@ -244,7 +257,7 @@ def _parse_topic(text: str) -> tuple[str, int]:
     return match.group(1), int(match.group(2))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, make: Callable[[], MockCluster] = MockCluster) -> int:
     """Serve until standard input ends or TERM comes; each line `topic <name>:<partitions>` creates one."""
     parser = argparse.ArgumentParser(prog="python -m eventproc.broker.embedded", description=__doc__)
     parser.add_argument("--topics", default="", help="<name>:<partitions>[,…]")
@@ -254,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         die_with_parent(options.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        cluster = _MockCluster()
+        cluster = make()
         for text in filter(None, options.topics.split(",")):
             cluster.create_topic(*_parse_topic(text))
     except (ConfigError, DependencyError) as error:
@@ -265,17 +278,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _serve(cluster: _MockCluster, control: IO[bytes]) -> None:
+def _serve(cluster: MockCluster, control: IO[bytes]) -> None:
     while line := control.readline():
         try:
-            verb, _, topic = line.decode(errors="replace").partition(" ")
-            if verb != "topic":
-                raise ConfigError(f"unknown command {verb.strip()!r}")
-            cluster.create_topic(*_parse_topic(topic))
+            print(cluster.obey(line.decode(errors="replace")), flush=True)
         except ConfigError as error:
             print(error, flush=True)
-        else:
-            print("ok", flush=True)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,13 @@ class Channel:
         return self._down_since_ms
 
     @property
+    def silent_ms(self) -> int:
+        """For how long an answer has been waited for; 0 when none is."""
+        if not self._expected or self._failing:
+            return 0
+        return self._clock.monotonic_ms() - self._progress_ms
+
+    @property
     def pending(self) -> int:
         """Requests whose reply `poll` has not returned."""
         return len(self._pending) + len(self._done)

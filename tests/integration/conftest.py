@@ -83,12 +83,16 @@ def kafka_server() -> Iterator[KafkaServer]:
 @pytest.fixture
 def kafka_broker(kafka_server: KafkaServer) -> BrokerUnderTest:
     """The real Kafka, running at the start of the test whatever the one before did to it."""
-    kafka_server.start()
+    return broker_of(kafka_server.start())
+
+
+def broker_of(server: KafkaServer) -> BrokerUnderTest:
+    """A running Kafka as the tests use it."""
 
     def create(name: str, partitions: int) -> None:
         clock = SystemClock()
         deadline = clock.monotonic_ms() + _CREATE_TIMEOUT_MS
-        with Admin(make_settings(kafka_bootstrap_servers=kafka_server.bootstrap)) as admin:
+        with Admin(make_settings(kafka_bootstrap_servers=server.bootstrap)) as admin:
             while True:
                 try:
                     return admin.create_topic(name, partitions)
@@ -97,7 +101,7 @@ def kafka_broker(kafka_server: KafkaServer) -> BrokerUnderTest:
                         raise
                     clock.sleep_ms(50)
 
-    return BrokerUnderTest("kafka", kafka_server.bootstrap, create, kafka_server)
+    return BrokerUnderTest("kafka", server.bootstrap, create, server)
 
 
 @pytest.fixture(params=["embedded", "kafka"])

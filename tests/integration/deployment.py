@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from eventproc.broker.admin import Admin, committed_offsets
 from eventproc.broker.producer import EventProducer
 from eventproc.broker.reading import TopicReader
 from eventproc.errors import EventprocError
+from eventproc.metrics import Board
 from eventproc.settings import Settings
 from eventproc.supervisor.control import ControlClient
 from eventproc.supervisor.runtime import RuntimePaths
@@ -61,7 +63,8 @@ class Deployment:
     """One deployment on a fresh topic; `start` and `again` run the command, everything else looks at it.
 
     `settings` override defaults that make tests quick. With the built-in handler its runs are recorded,
-    and `audit` reads the record; so are those of ACT and PACED.
+    and `audit` reads the record; so are those of ACT and PACED. `through` are settings of the command alone:
+    its own way to its servers, where that is not the one of those who look at it.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Deployment:
         folder: Path,
         *,
         partitions: int = 1,
+        through: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.broker = broker
@@ -83,7 +87,7 @@ class Deployment:
         self._chosen: dict[str, Any] = {
             "kafka_bootstrap_servers": broker.bootstrap,
             "kafka_config": broker.kafka_config,
-            "kafka_topic": broker.topics(partitions),
+            "kafka_topic": settings.get("kafka_topic") or broker.topics(partitions),
             "redis_url": server.url,
             "runtime_dir": str(folder),
             "monitor_port": 0,
@@ -92,6 +96,7 @@ class Deployment:
             "restart_backoff_ms": 100,
             **settings,
         }
+        self._through = through or {}
         self.redis: redis.Redis = server.client(decode_responses=True, encoding_errors="surrogateescape")
         self.process: subprocess.Popen[bytes] | None = None
         self._log = (folder / "log").open("ab")
@@ -104,6 +109,10 @@ class Deployment:
     @property
     def topic(self) -> str:
         return self.settings.kafka_topic
+
+    @property
+    def _paths(self) -> RuntimePaths:
+        return RuntimePaths.of(Settings(**self._chosen | self._through))
 
     def choose(self, **settings: Any) -> None:
         """Settings for the next start."""
@@ -120,7 +129,7 @@ class Deployment:
         """Start the command; returns once it has logged `ready`."""
         self._logged_before = len(self.log())
         environ = {name: value for name, value in os.environ.items() if not name.startswith("EVENTPROC_")}
-        for name, value in self._chosen.items():
+        for name, value in (self._chosen | self._through).items():
             environ[f"EVENTPROC_{name.upper()}"] = (
                 json.dumps(value) if isinstance(value, dict) else str(value)
             )
@@ -182,13 +191,13 @@ class Deployment:
 
     def status(self) -> dict[str, Any]:
         """As `eventproc-supervisor status --json`."""
-        with ControlClient(RuntimePaths.of(self.settings).socket) as client:
+        with ControlClient(self._paths.socket) as client:
             found: dict[str, Any] = next(client.ask(10, command="status"))["status"]
         return found
 
     def restart(self, partition: int) -> None:
         """As `eventproc-supervisor restart --partition`."""
-        with ControlClient(RuntimePaths.of(self.settings).socket) as client:
+        with ControlClient(self._paths.socket) as client:
             for _ in client.ask(60, command="restart", partition=partition):
                 pass
 
@@ -203,6 +212,15 @@ class Deployment:
         """Every process that the supervisor has started, and theirs."""
         assert self.process is not None
         return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+
+    def board(self) -> Board:
+        """The workers' pages, in the supervisor's memory: to be looked at often, and to be closed."""
+        assert self.process is not None
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(link).startswith("/memfd:eventproc-board"):
+                    return Board(os.open(link, os.O_RDWR | os.O_CLOEXEC), self.partitions, owns_fd=True)
+        raise AssertionError(f"the supervisor (pid {self.process.pid}) has no board")
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum over partitions of a metric (without `eventproc_`), as the monitor shows it."""

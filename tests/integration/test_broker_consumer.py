@@ -133,6 +133,16 @@ class TestReading:
             assert consumer.position == target
             assert numbers(read(consumer, 100)) == list(range(target, target + 100))
 
+    def test_a_seek_ends_a_pause(self, broker: BrokerUnderTest, consumer_of: Open) -> None:
+        settings = broker.settings()
+        produce(settings, 100)
+        consumer = consumer_of(settings)
+        consumer.seek(0)
+        read(consumer, 50)
+        consumer.pause()
+        consumer.seek(7)
+        assert numbers(read(consumer, 50)) == list(range(7, 57))
+
     def test_position_reaches_the_end_of_an_empty_partition(
         self, broker: BrokerUnderTest, consumer_of: Open
     ) -> None:

@@ -205,6 +205,6 @@ def test_a_run_that_has_ended_is_not_renewed_any_more(server: RedisServer, kept:
 def test_a_lock_of_half_its_life_lasts_until_the_first_renewal() -> None:
     for ttl_ms, lease_ms in ((30_000, 10_000), (1_000, 10_000), (30_000, 60_000)):
         keeper = Keeper(Settings(inflight_ttl_ms=ttl_ms, lease_ms=lease_ms), 0, SystemClock())
-        first_renewal_ms = 2 * keeper._period_s * 1000
+        first_renewal_ms = 2 * keeper._period_ms
         assert first_renewal_ms < ttl_ms / 2
         assert first_renewal_ms < lease_ms

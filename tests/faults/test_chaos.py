@@ -1,0 +1,30 @@
+"""All faults mixed at random, as `make chaos` does, for EVENTPROC_CHAOS_MINUTES (default 3)."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+
+from tests.faults.chaos.runner import Plan, run
+from tests.kafka_server import why_not
+
+MINUTES = float(os.environ.get("EVENTPROC_CHAOS_MINUTES", "3"))
+#: Less than `make chaos`: beside it other tests may be running.
+RATE_PER_S = 3000
+
+pytestmark = [pytest.mark.timeout(900 + MINUTES * 240), pytest.mark.xdist_group("chaos")]
+
+
+def test_nothing_is_lost_doubled_or_reordered_in_a_mix_of_all_faults(tmp_path: Path) -> None:
+    if reason := why_not():
+        pytest.skip(f"no real Kafka: {reason}")
+    seed = int(os.environ.get("EVENTPROC_CHAOS_SEED", "0")) or secrets.randbelow(10**6)
+    print(f"seed {seed}")
+    report = run(Plan(MINUTES, seed, RATE_PER_S, tmp_path), print)
+    assert not any(it.problems for it in report.rounds), f"seed {seed}, see the output"
+    assert report.missed == [], json.dumps(report.as_json()["kinds"])
+    assert report.records > MINUTES * 60 * RATE_PER_S / 2
