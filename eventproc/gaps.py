@@ -12,7 +12,6 @@ from eventproc._reorder import ReorderBuffer
 from eventproc.effects import Entry, Gap, GapReason
 
 _Report = tuple[str, int]  # user, number
-_NONE: tuple[None, int] = (None, 0)
 
 
 class GapKeeper:
@@ -25,8 +24,10 @@ class GapKeeper:
         self._due: list[_Report] = []  # gaps past their deadline
         self._probing: list[_Report] | None = None  # those for which the partition's end is asked
         self._barriers: list[tuple[int, list[_Report]]] = []  # and those that wait until it is read
-        # user -> why its gap is to be closed once nothing of it is in flight, and its expected seq then
-        self._deferred: dict[str, tuple[GapReason, int]] = {}
+        # users whose gap is to be closed once nothing of theirs is in flight: due, and read up to the end;
+        self._deferred_due: dict[str, None] = {}
+        # or early, for which reason, if the user's expected seq is the same then
+        self._deferred_early: dict[str, tuple[GapReason, int]] = {}
         self._closing: dict[str, list[Entry]] = {}  # user -> arrivals below meanwhile
 
     def expire(self, now_ms: int) -> bool:
@@ -35,8 +36,7 @@ class GapKeeper:
             # it may be another gap than the one reported before, which then needs an end of its own
             self._reports[user] = number = next(self._reported)
             self._due.append((user, number))
-            if self._deferred.get(user, _NONE)[0] == "timeout":
-                del self._deferred[user]
+            self._deferred_due.pop(user, None)
         if not self._due or self._probing is not None:
             return False
         self._probing, self._due = self._due, []
@@ -65,14 +65,17 @@ class GapKeeper:
         """
         free = []
         for user in users:
-            if self._buffer.in_flight(user):
-                self._deferred[user] = (reason, self._buffer.expected(user))
-            else:
+            if not self._buffer.in_flight(user):
                 free.append(user)
+            elif reason == "timeout":
+                self._deferred_due[user] = None
+            else:
+                self._deferred_early[user] = (reason, self._buffer.expected(user))
         gaps = []
         # a gap that has changed since it was due has a deadline of its own
         for user, first, last, adopt in self._buffer.close(free, only_due=reason == "timeout"):
-            self._deferred.pop(user, None)
+            self._deferred_due.pop(user, None)
+            self._deferred_early.pop(user, None)
             self._reports.pop(user, None)
             self._closing[user] = []
             gaps.append(Gap(user, first, last, "reset" if adopt else reason))
@@ -81,11 +84,16 @@ class GapKeeper:
     def close_deferred(self) -> list[Gap]:
         """Something became final: close the gaps for which that was waited for."""
         gaps: list[Gap] = []
-        for user in [user for user in self._deferred if not self._buffer.in_flight(user)]:
-            reason, expected = self._deferred.pop(user)
-            if self._buffer.expected(user) == expected:  # else that gap was filled, and this is another one
+        in_flight = self._buffer.in_flight
+        for user in [user for user in self._deferred_early if not in_flight(user)]:
+            reason, expected = self._deferred_early.pop(user)
+            if self._buffer.expected(user) == expected:  # else there is room again, or is soon
                 gaps += self.close([user], reason)
-        return gaps
+        # a gap may have been filled in part; what is left of it has no other deadline
+        due = [user for user in self._deferred_due if not in_flight(user)]
+        for user in due:
+            del self._deferred_due[user]
+        return gaps + self.close(due, "timeout")
 
     def holds(self, entry: Entry) -> bool:
         """Keep an arrival below the expected seq while its user's closing is written: the ledger, which
@@ -107,4 +115,4 @@ class GapKeeper:
         self._reports.clear()
         self._barriers.clear()
         self._probing = None
-        self._deferred = {user: why for user, why in self._deferred.items() if why[0] != "timeout"}
+        self._deferred_due.clear()

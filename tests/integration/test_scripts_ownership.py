@@ -11,6 +11,7 @@ import redis
 from eventproc.effects import Claim, UserState
 from eventproc.errors import ConfigError
 from eventproc.store.scripts import script_error
+from tests.integration.supervised import wait_for
 from tests.redis_server import RedisServer, binary, bundled_binary
 from tests.script_runner import ScriptRunner, entry, group, settings, values
 
@@ -105,6 +106,18 @@ def test_taken_when_the_lease_has_run_out(me: ScriptRunner, client: Any) -> None
     me.claim()
     client.hset(KEY, "seen_ms", server_ms(client) - 10_001)
     assert ScriptRunner(client, owner="other").claim().status == "ok"
+
+
+def test_a_clock_of_redis_that_was_set_back_prolongs_a_lease_by_no_more_than_the_lease(
+    me: ScriptRunner, client: Any
+) -> None:
+    me.claim()
+    client.hset(KEY, "seen_ms", server_ms(client) + 3_600_000)
+    other = ScriptRunner(client, owner="other")
+    held = other.claim(lease_ms=60_000)
+    assert (held.status, held.age_ms) == ("held", 0)
+    assert int(client.hget(KEY, "seen_ms")) <= server_ms(client)
+    wait_for(lambda: other.claim(lease_ms=20).status == "ok", told="the lease did not run out")
 
 
 def test_another_may_take_is_not_enough(me: ScriptRunner, client: Any) -> None:

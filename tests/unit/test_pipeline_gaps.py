@@ -157,6 +157,16 @@ def test_a_gap_that_fills_while_its_closing_waits_for_what_is_in_flight_is_not_c
     assert driver.ledger("u") == ["4-4:timeout"]
 
 
+def test_what_is_left_of_a_gap_that_fills_in_part_meanwhile_is_closed() -> None:
+    driver = Driver(gap_timeout_ms=TIMEOUT_MS, retry_backoff_ms=500).own()
+    driver.send(event("u", 1, fail=1), event("u", 4))
+    driver.pass_ms(TIMEOUT_MS)  # due, and its end is read
+    driver.send(event("u", 2))
+    driver.pass_ms(500 - TIMEOUT_MS)
+    assert driver.order("u") == [1, 2, 4]
+    assert driver.ledger("u") == ["3-3:timeout"]
+
+
 def test_the_ledger_and_the_next_key_are_written_before_the_first_handler_beyond_runs() -> None:
     driver = with_gap()
     driver.hold(Finalize)

@@ -12,7 +12,8 @@
 --   7  baseline  baseline to store with that position (-1 = none)
 -- Returns
 --   {'ok', epoch, rev, offset, baseline}   the partition is ours; offset and baseline are -1 when unknown
---   {'held', owner, age_ms}                another owner's lease runs; nothing was written
+--   {'held', owner, age_ms}                another owner's lease runs; nothing was written, unless it was last
+--                                          seen in the future: then that was now
 --   error FOREIGN                          the key is no hash of ours
 --   error SCHEMA                           the key was written by a newer eventproc
 local key = KEYS[1]
@@ -41,6 +42,10 @@ if epoch and stored[2] == owner and stored[8] == claim then
 end
 if epoch and ARGV[5] ~= '1' and stored[2] ~= owner and stored[2] ~= ARGV[4] then
   local age_ms = now_ms - (tonumber(stored[6]) or 0)
+  if age_ms < 0 then -- the clock was set back: the lease runs from now, not until that time comes again
+    redis.call('HSET', key, 'seen_ms', string.format('%.0f', now_ms))
+    age_ms = 0
+  end
   if age_ms < tonumber(ARGV[3]) then
     return {'held', stored[2] or '', string.format('%.0f', age_ms)}
   end
