@@ -169,3 +169,26 @@ def test_redis_away(world: World) -> None:
     )
     with pytest.raises(DependencyError, match="redis_url"):
         check(world, settings=settings)
+
+
+def test_what_lies_below_a_baseline_is_told_and_is_no_violation(world: World) -> None:
+    topic, lines = world.settings.kafka_topic, [line for line in world.lines() if line.partition == 0]
+    baseline = sorted(line.offset for line in lines)[len(lines) // 2]
+    world.redis.hset(f"partition:{topic}:0", "baseline", baseline)
+    below = [line for line in lines if line.offset < baseline]
+    lost = {line.id for line in below if line.kind not in ("invalid", "tombstone")}
+    lost -= {line.id for line in lines if line.offset >= baseline}
+    for id in lost | {f"{topic}-0-{line.offset}" for line in below}:
+        world.redis.delete(f"event:{id}", f"dedup:{id}", f"dlq:{id}")
+        world.redis.lrem("dlq:list", 0, id)
+    report = check(world, runs=None)
+    assert report.clean, report.examples
+    (told,) = report.as_json()["below_baselines"]
+    assert (told["partition"], told["offset"]) == (0, baseline)
+    invalid = sum(line.kind == "invalid" for line in below)
+    conflicts = sum(line.kind == "conflict" and line.id in lost for line in below)  # ids under a second seq
+    assert told["events_without_outcome"] == len(lost) + invalid + conflicts
+    line, verdict = report.lines()
+    assert line.startswith(f"below the baseline of partition 0 (offset {baseline}): ")
+    assert f"{told['events_without_outcome']} events without outcome" in line
+    assert verdict == "the audit is clean: no violation at or above the baselines"
