@@ -32,6 +32,9 @@ class EventJudge:
 
     def judge(self, candidate: Candidate) -> None:
         """Set the candidate's verdict; report what is wrong with it by itself."""
+        if not any(self._rules.judged(row) for row in candidate.rows):
+            candidate.verdict = "open"
+            return
         report, final = self._report, candidate.final
         report.totals.duplicates += len(candidate.rows) - 1
         if final is None:

@@ -65,6 +65,7 @@ class Report:
     totals: Totals = field(default_factory=Totals)
     counts: dict[Finding, int] = field(default_factory=dict)
     examples: dict[Finding, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what could not be judged
     below_baselines: dict[int, BelowBaseline] = field(default_factory=dict)  # by partition
     first_ms: int = 0  # earliest and latest processedAt
     last_ms: int = 0
@@ -118,6 +119,7 @@ class Report:
             "findings": {
                 kind: {"count": count, "examples": self.examples[kind]} for kind, count in self.counts.items()
             },
+            "notes": self.notes,
             "below_baselines": [
                 {"partition": partition, "offset": below.offset, "events_without_outcome": below.events}
                 for partition, below in sorted(self.below_baselines.items())
@@ -144,8 +146,9 @@ class Report:
         return table
 
     def lines(self) -> list[str]:
-        """What lies below baselines, the findings by kind with their examples, and last the verdict."""
-        lines = [
+        """What could not be judged, what lies below baselines, the findings with examples; last the verdict."""
+        lines = [*self.notes]
+        lines += [
             f"below the baseline of partition {partition} (offset {below.offset}):"
             f" {below.events:,} events without outcome (Redis was empty; see on_redis_empty)"
             for partition, below in sorted(self.below_baselines.items())

@@ -48,6 +48,7 @@ def test_verify_finds_a_violation(world: World) -> None:
     shown = eventproc(world.settings, "verify", f"--ledger={world.ledger}")
     assert shown.returncode == 1
     assert f"inflight:{line.id} is left: someone" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "1 violation: lock 1"
 
 
 def test_produce_writes_topic_and_ledger(
