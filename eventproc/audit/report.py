@@ -146,7 +146,7 @@ class Report:
         return table
 
     def lines(self) -> list[str]:
-        """What could not be judged, what lies below baselines, the findings with examples; last the verdict."""
+        """What could not be judged, what lies below baselines, the findings with examples, the verdict."""
         lines = [*self.notes]
         lines += [
             f"below the baseline of partition {partition} (offset {below.offset}):"

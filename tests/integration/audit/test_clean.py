@@ -212,7 +212,7 @@ def test_what_was_written_after_the_floors_were_read_is_not_judged(world: World)
         mine = sorted(line.offset for line in lines if line.partition == number)
         world.redis.hset(f"partition:{topic}:{number}", "offset", mine[len(mine) // 2])
     settings = world.settings.model_copy(update={"kafka_group_id": "busy"})
-    floors = {n: int(world.redis.hget(f"partition:{topic}:{n}", "offset") or 0) for n in (0, 1)}  # type: ignore[arg-type]
+    floors = {n: int(world.redis.hget(f"partition:{topic}:{n}", "offset") or 0) for n in (0, 1)}
     late = [line for line in lines if line.offset >= floors[line.partition]]
     for line in late:  # a dead letter's traces come last
         for id in (line.id, f"{topic}-{line.partition}-{line.offset}"):
