@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -109,7 +110,17 @@ def test_a_boot_failure_is_not_tried_again(start: Start, tmp_path: Path, code: i
     assert len(it.starts(1)) == 1
 
 
-def test_a_taken_monitor_port_ends_the_start(start: Start, tmp_path: Path) -> None:
+def test_a_taken_monitor_port_is_told_before_anything_starts(start: Start, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        it = start("--embedded", monitor_port=port)
+        assert it.ends() == 3
+    assert it.log().count(f"error: monitor_port={port}: the port is taken on 127.0.0.1") == 1
+    assert not it.starts(0)
+    assert "embedded broker" not in it.log()
+
+
+def test_a_monitor_port_that_is_taken_meanwhile_ends_the_start(start: Start, tmp_path: Path) -> None:
     plan(tmp_path, "monitor", "taken")
     it = start()
     assert it.ends() == 3
