@@ -59,6 +59,8 @@ STALL_MS = 1000
 #: Part of shutdown_timeout_s that a worker takes for itself; the rest is the supervisor's.
 DRAIN_SHARE = 0.8
 
+AWAY_REMEDY = "none here: the worker goes on by itself once it answers"
+
 _CALLS = {Claim: "claim", LoadUsers: "load", Acquire: "acquire", Finalize: "finalize", Release: "release"}
 
 
@@ -331,7 +333,7 @@ class Worker:
         try:
             offsets = self._consumer.offsets(OFFSETS_TIMEOUT_S)
         except Transient as error:
-            self._warn("kafka_away", error=str(error))
+            self._warn("kafka_away", error=str(error), remedy=AWAY_REMEDY)
             self._page.last_error = str(error)
             self._offsets_at_ms = self._clock.monotonic_ms() + OFFSETS_RETRY_MS
             return
@@ -394,10 +396,10 @@ class Worker:
         page.set("redis_down", int(not channel.up and channel.outages > 0))
         page.set("kafka_down", int(consumer.down))
         if not channel.up and channel.outages:
-            self._warn("redis_away", error=channel.last_error)
+            self._warn("redis_away", error=channel.last_error, remedy=AWAY_REMEDY)
             page.last_error = channel.last_error
         elif consumer.down:
-            self._warn("kafka_away", error=consumer.last_error)
+            self._warn("kafka_away", error=consumer.last_error, remedy=AWAY_REMEDY)
             page.last_error = consumer.last_error
         elif self.pipeline.foreign:
             user, key = next(iter(self.pipeline.foreign.items()))

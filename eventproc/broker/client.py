@@ -10,10 +10,11 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # documented, not in __all__
 
 from eventproc.errors import ConfigError, DependencyError, Transient
+from eventproc.logs import LIBRDKAFKA
 from eventproc.settings import Settings
 
 #: librdkafka's own log lines go here.
-LOG = logging.getLogger("eventproc.librdkafka")
+LOG = logging.getLogger(LIBRDKAFKA)
 _REPEAT_AFTER_S = 30.0
 _REMEMBERED = 256
 
