@@ -141,10 +141,12 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert process.wait() == 1
 
 
+@pytest.mark.parametrize("what", ["logging", "typer"])  # what is imported first, and what takes long
 @pytest.mark.parametrize(("module", "code"), [("main", 130), ("supervisor", 0)])
-def test_interrupt_while_it_is_being_imported_is_no_traceback(tmp_path: Path, module: str, code: int) -> None:
-    # stands in for typer, whose import is what takes long
-    (tmp_path / "typer.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
+def test_interrupt_while_it_is_being_imported_is_no_traceback(
+    tmp_path: Path, module: str, code: int, what: str
+) -> None:
+    (tmp_path / f"{what}.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
     with subprocess.Popen(
         [sys.executable, "-c", f"from eventproc.cli.{module} import main; main()", "status"],
         cwd=ROOT,

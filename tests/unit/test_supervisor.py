@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -197,7 +199,33 @@ def test_only_one_has_the_lock(tmp_path: Path) -> None:
     with pytest.raises(EventprocError, match=r"already running on this host: pid \d+"):
         SupervisorLock(paths, settings)
     first.release()
+    assert not paths.lock.exists()
     SupervisorLock(paths, settings).release()
+
+
+def test_a_lock_that_is_removed_while_it_is_being_taken_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last holder ends between our opening of its file and our locking of it."""
+    settings = Settings(runtime_dir=str(tmp_path))
+    paths = RuntimePaths.of(settings)
+    first = SupervisorLock(paths, settings)
+    flock, opened = fcntl.flock, []
+
+    def end_first(fd: int, how: int) -> None:
+        opened.append(fd)
+        if len(opened) == 1:
+            first.release()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", end_first)
+    second = SupervisorLock(paths, settings)
+    assert len(opened) == 2
+    monkeypatch.undo()
+    assert paths.lock.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(EventprocError, match="already running"):
+        SupervisorLock(paths, settings)
+    second.release()
 
 
 def test_a_runtime_dir_that_cannot_be_used_is_named(tmp_path: Path) -> None:
