@@ -18,7 +18,7 @@ from typing import Any
 
 from eventproc import crashpoints, logs, spawn
 from eventproc.broker.consumer import PartitionConsumer
-from eventproc.broker.producer import DeadLetterProducer
+from eventproc.broker.producer import ERROR_MAX_CHARS, DeadLetterProducer
 from eventproc.clock import Clock, SystemClock
 from eventproc.effects import (
     Acquire,
@@ -26,6 +26,7 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Entry,
     FetchEnd,
     FetchOffsets,
     Finalize,
@@ -60,6 +61,13 @@ STALL_MS = 1000
 DRAIN_SHARE = 0.8
 
 AWAY_REMEDY = "none here: the worker goes on by itself once it answers"
+
+#: Where to look when events fail for these reasons; elsewhere the record itself is the cause.
+DEAD_LETTER_CAUSES = {
+    "handler": "the handler or what it calls",
+    "rejected": "what the handler rejects",
+    "late": "gap_timeout_ms, if events may come that late",
+}
 
 _CALLS = {Claim: "claim", LoadUsers: "load", Acquire: "acquire", Finalize: "finalize", Release: "release"}
 
@@ -110,6 +118,7 @@ class Worker:
         self._end_asked = False
         self._away = False
         self._in_trouble = False
+        self._dead_letter: Entry | None = None  # the last one, not published yet
         self._reading_paused = False
         self._wanted_ms = 0
         self._published_ms = 0
@@ -297,6 +306,7 @@ class Worker:
         elif isinstance(request, Produce):
             self._at("before_produce")
             self._producer.send(request.entry, (self._settings.kafka_topic, self._partition))
+            self._tell_dead_letter(request.entry)
         elif isinstance(request, Commit):
             self._at("before_commit")
             self._consumer.commit(request.offset)
@@ -314,6 +324,22 @@ class Worker:
             self._page.inc("redis_calls", 1, call)
             self._at(f"before_{call}")  # type: ignore[arg-type]
             self._channel.submit(request)
+
+    def _tell_dead_letter(self, entry: Entry) -> None:
+        """Who looks at the log or the status is to see that events fail, and why."""
+        self._dead_letter = entry
+        self._rarely.warning(
+            self._log,
+            "dead_letter",
+            key=entry.reason,
+            reason=entry.reason,
+            id=entry.id,
+            user=entry.user,
+            offset=entry.offset,
+            error=entry.error[:ERROR_MAX_CHARS],
+            remedy=f"correct {DEAD_LETTER_CAUSES.get(entry.reason, 'the producer')};"
+            " `eventproc dlq list` names them all, `eventproc dlq show` one",
+        )
 
     def _run_handler(self, request: Run) -> None:
         self._at("before_run")
@@ -354,6 +380,9 @@ class Worker:
         self._published_ms = now_ms
         page, pipeline, buffer = self._page, self.pipeline, self.pipeline.buffer
         self._publish_trouble()
+        if self._dead_letter is not None:
+            page.last_dead_letter = _describe(self._dead_letter)
+            self._dead_letter = None
         if not pipeline.draining:
             if pipeline.owned:
                 reason = self._pause_reason()
@@ -407,6 +436,11 @@ class Worker:
         elif self._in_trouble:
             page.last_error = ""  # it is over
         self._in_trouble = bool(page.get("redis_down") or page.get("kafka_down") or self.pipeline.foreign)
+
+
+def _describe(entry: Entry) -> str:
+    user = f" of user {entry.user}" if entry.user else ""
+    return f"{entry.id}{user} ({entry.reason}): {entry.error}"
 
 
 def main() -> int:

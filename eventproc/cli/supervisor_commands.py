@@ -117,6 +117,12 @@ def _print_table(found: dict[str, Any]) -> None:
     for worker in found["workers"]:
         if worker["last_error"]:
             print(f"partition {worker['partition']}: {worker['last_error']}")
+    for worker in found["workers"]:
+        if worker["last_dead_letter"]:
+            print(
+                f"partition {worker['partition']}: {worker['dead_letters']} dead letters,"
+                f" {worker['dead_letters_per_s']:g}/s; the last: {worker['last_dead_letter']}"
+            )
 
 
 def _duration(seconds: float) -> str:

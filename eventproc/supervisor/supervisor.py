@@ -160,7 +160,7 @@ class Supervisor:
         while True:
             if tick % _RATE_TICKS == 0:
                 for slot in self._slots:
-                    slot.rate.sample(self._clock.monotonic_ms())
+                    slot.sample()
             tick += 1
             for slot in self._slots:
                 if slot.page.state != "standby":

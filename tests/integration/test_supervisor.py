@@ -57,7 +57,7 @@ def test_is_ready_once_every_partition_is_owned(start: Start, tmp_path: Path) ->
     assert [w["partition"] for w in found["workers"]] == [0, 1, 2]
     assert set(found["workers"][0]) == {
         *("partition", "pid", "state", "uptime_s", "restarts", "events_per_s", "lag", "parked"),
-        *("oldest_gap_s", "last_error"),
+        *("oldest_gap_s", "dead_letters", "dead_letters_per_s", "last_dead_letter", "last_error"),
     }
 
 
@@ -364,8 +364,9 @@ def command(it: Supervised, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_status_is_a_table_that_fits_80_columns(start: Start, tmp_path: Path) -> None:
     plan(tmp_path, "1", "events 50")
+    plan(tmp_path, "0", "dead-letters 2")
     it = start().ready()
-    wait_for(lambda: it.worker(1)["events_per_s"] > 0)
+    wait_for(lambda: it.worker(1)["events_per_s"] > 0 and it.worker(0)["last_dead_letter"])
     it.tell(1, "")
     it.tell(2, "silent")
     found = command(it, "status")
@@ -376,6 +377,8 @@ def test_status_is_a_table_that_fits_80_columns(start: Start, tmp_path: Path) ->
     assert lines[2].split()[:4] == ["part", "pid", "state", "up"]
     assert [line.split()[2] for line in lines[3:6]] == ["running"] * 3
     assert max(map(len, lines)) <= 80
+    assert lines[6].startswith("partition 0: ")
+    assert lines[6].endswith("; the last: u-7 of user u (handler): boom")
     assert "\x1b" not in found.stdout
 
 

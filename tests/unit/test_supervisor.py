@@ -16,7 +16,7 @@ from eventproc.settings import Settings
 from eventproc.supervisor.backoff import PROGRESS_RESETS_MS, RestartPolicy
 from eventproc.supervisor.child import describe_exit
 from eventproc.supervisor.runtime import MAX_SOCKET_PATH_BYTES, RuntimePaths, SupervisorLock
-from eventproc.supervisor.watch import Rate, Watch
+from eventproc.supervisor.watch import Rate, Watch, final_events
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_progress_counts_from_the_first_running_to_the_last_beat(page: Page) -> 
 
 
 def test_the_rate_is_that_of_the_last_seconds(page: Page) -> None:
-    rate = Rate(page, seconds=3)
+    rate = Rate(lambda: final_events(page), seconds=3)
     assert rate.per_s == 0.0
     for second in range(10):
         rate.sample(1000 * second)
