@@ -118,6 +118,8 @@ class Worker:
         self._end_asked = False
         self._away = False
         self._in_trouble = False
+        self._refused: dict[int, str] = {}  # offsets of dead letters that were not acknowledged, and why
+        self._pointers = 0  # counted so far
         self._dead_letter: Entry | None = None  # the last one, not published yet
         self._reading_paused = False
         self._wanted_ms = 0
@@ -250,7 +252,15 @@ class Worker:
         now_ms = self._clock.monotonic_ms()
         for entry, outcome in outcomes:
             self._at("after_produce")
-            self.pipeline.on_delivered(entry, None if outcome is None else str(outcome), now_ms)
+            error = None if outcome is None else str(outcome)
+            if error:
+                self._refused[entry.offset] = error
+            else:
+                self._refused.pop(entry.offset, None)
+            self.pipeline.on_delivered(entry, error, now_ms)
+        if self._producer.pointers != self._pointers:
+            self._page.inc("dlq_pointers", self._producer.pointers - self._pointers)
+            self._pointers = self._producer.pointers
         return bool(outcomes)
 
     def _take_end(self) -> bool:
@@ -433,9 +443,13 @@ class Worker:
         elif self.pipeline.foreign:
             user, key = next(iter(self.pipeline.foreign.items()))
             page.last_error = f"user {user} is set aside: key {key} has the wrong type; delete or rename it"
+        elif self._refused:
+            page.last_error = f"not acknowledged: {next(iter(self._refused.values()))}"
         elif self._in_trouble:
             page.last_error = ""  # it is over
-        self._in_trouble = bool(page.get("redis_down") or page.get("kafka_down") or self.pipeline.foreign)
+        self._in_trouble = bool(
+            page.get("redis_down") or page.get("kafka_down") or self.pipeline.foreign or self._refused
+        )
 
 
 def _describe(entry: Entry) -> str:

@@ -132,12 +132,17 @@ def is_away(error: KafkaError) -> bool:
     return error.code() in _AWAY
 
 
+def is_missing(error: KafkaError) -> bool:
+    """Whether this error means that the topic or partition does not exist."""
+    return error.code() in _MISSING
+
+
 def explain(error: KafkaError, what: str, address: str) -> DependencyError | ConfigError:
     """The error to raise for `error`, met while doing `what`: Transient, or ConfigError with its remedy."""
     text = f"{what}: {error.str()}"
     if remedy := _DENIED.get(error.code()):
         return ConfigError(f"{text} (Kafka at {address}): {remedy}")
-    if error.code() in _MISSING:
+    if is_missing(error):
         return ConfigError(f"{text} (Kafka at {address}): it does not exist")
     if any(hint in error.str() for hint in _PROTOCOL_HINTS):
         return ConfigError(f"{text} (Kafka at {address}): check security.protocol in kafka_config")
