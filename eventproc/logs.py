@@ -14,6 +14,9 @@ from eventproc.clock import Clock, SystemClock
 
 Log = structlog.typing.FilteringBoundLogger
 
+#: Name of the logger that librdkafka's own lines go to.
+LIBRDKAFKA = "eventproc.librdkafka"
+
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _SECRET_KEY = re.compile(r"password|secret|token$|credential", re.IGNORECASE)
 _URL_USER = re.compile(r"(\w+://)[^@/\s]*@")
@@ -91,18 +94,21 @@ def hide_secrets(_log: Any, _method: str, line: MutableMapping[str, Any]) -> Mut
 
 
 class _Forward(logging.Handler):
-    """Passes on what client libraries log (librdkafka), a line a minute of each kind."""
+    """Passes on what is logged by way of Python's own loggers, a line a minute of each.
+
+    librdkafka's lines are for debugging: what an operator must know of them comes as an error too, and is
+    logged in our words (`kafka_away`).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._rarely = OnceAMinute()
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        kind = message.split(" ", 1)[0]  # librdkafka's facility
-        self._rarely.warning(
-            get(), "client_log", key=(record.name, kind), logger=record.name, message=message
-        )
+        if record.name == LIBRDKAFKA:
+            get().debug("client_log", logger=record.name, message=record.getMessage())
+        else:
+            self._rarely.warning(get(), record.getMessage(), key=record.msg)
 
 
 class _StderrFactory:

@@ -207,7 +207,8 @@ _TEXT_WORDS = 31  # one of length and checksum, 240 bytes
 _TEXT_BYTES = (_TEXT_WORDS - 1) * 8
 _LAST_ERROR = 5
 _STATE_REASON = _LAST_ERROR + _TEXT_WORDS
-_FIRST_METRIC = _STATE_REASON + _TEXT_WORDS
+_LAST_DEAD_LETTER = _STATE_REASON + _TEXT_WORDS
+_FIRST_METRIC = _LAST_DEAD_LETTER + _TEXT_WORDS
 _SUM_SCALE = 1000  # sums of histograms are kept in thousandths
 
 _METRIC = {metric.name: metric for metric in METRICS}
@@ -346,6 +347,15 @@ class Page:
     @last_error.setter
     def last_error(self, text: str) -> None:
         self._write_text(_LAST_ERROR, text)
+
+    @property
+    def last_dead_letter(self) -> str:
+        """Which event was dead-lettered last, and why; at most 240 bytes, kept over restarts."""
+        return self._read_text(_LAST_DEAD_LETTER)
+
+    @last_dead_letter.setter
+    def last_dead_letter(self, text: str) -> None:
+        self._write_text(_LAST_DEAD_LETTER, text)
 
     def _write_text(self, word: int, text: str) -> None:
         data = text.encode(errors="replace")[:_TEXT_BYTES]

@@ -5,23 +5,36 @@ from __future__ import annotations
 import json
 import re
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventproc.errors import ConfigError
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _HANDLER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_SERVER = re.compile(r"(\w+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
+_SERVER = re.compile(r"(\w+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+):(\d{1,5})")
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_REDIS_SSL = ("cert_reqs", "ca_certs", "ca_path", "certfile", "keyfile", "check_hostname")
+_REDIS_PARAMETERS = ("db", "username", "password", "client_name", *(f"ssl_{name}" for name in _REDIS_SSL))
 
 #: Far above any sensible value, and far below what overflows in a socket, in Redis or in Lua.
 MOST = 2**31 - 1
-PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
-Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _no_bool(value: object) -> object:
+    """`max_attempts = true` in a file is a slip, not 1."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+PositiveInt = Annotated[Int, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[Int, Field(ge=0, le=MOST)]
+Port = Annotated[Int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseSettings):
@@ -45,7 +58,7 @@ class Settings(BaseSettings):
     )
     create_topics: bool = Field(default=True, description="create the topics when they do not exist")
     topic_partitions: PositiveInt = Field(default=8, description="partitions of a topic that is created")
-    topic_replication_factor: int = Field(
+    topic_replication_factor: Int = Field(
         default=-1,
         ge=-1,
         le=32767,
@@ -170,7 +183,7 @@ class Settings(BaseSettings):
     restart_budget: PositiveInt = Field(
         default=10, description="restarts in a row before a partition waits restart_backoff_max_ms each time"
     )
-    worker_nice: Annotated[int, Field(ge=0, le=19)] = Field(default=5, description="niceness of the workers")
+    worker_nice: Annotated[Int, Field(ge=0, le=19)] = Field(default=5, description="niceness of the workers")
     runtime_dir: str = Field(
         default="", description="folder of the control socket; empty: $XDG_RUNTIME_DIR or /tmp"
     )
@@ -185,7 +198,8 @@ class Settings(BaseSettings):
     @classmethod
     def _check_servers(cls, value: str) -> str:
         for server in value.split(","):
-            if not _SERVER.fullmatch(server.strip()):
+            match = _SERVER.fullmatch(server.strip())
+            if match is None or not 0 < int(match[3]) < 65536:
                 raise ValueError("should be host:port[,host:port]")
         return value
 
@@ -218,8 +232,15 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(_REDIS_SCHEMES):
+        text = value.get_secret_value()
+        if not text.startswith(_REDIS_SCHEMES):
             raise ValueError("should begin with redis://, rediss:// or unix://")
+        try:
+            parts = urlsplit(text)
+            parts.port  # noqa: B018  (reading it checks it)
+        except ValueError as error:
+            raise ValueError(f"should be a URL: {error}") from None
+        _check_redis_parts(parts)
         return value
 
     @field_validator("handler")
@@ -288,6 +309,22 @@ class Settings(BaseSettings):
         """All values as JSON can carry them, secrets in clear text: only for a child's standard input."""
         values = self.model_dump()
         return {k: v.get_secret_value() if isinstance(v, SecretStr) else v for k, v in values.items()}
+
+
+def _check_redis_parts(parts: SplitResult) -> None:
+    """What redis-py would pass over, or meet with an error of its own."""
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise ValueError("should name the socket: unix:///path/to/redis.sock")
+    elif not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError("should name the database by its number: redis://host:port/0")
+    for name, values in parse_qs(parts.query, keep_blank_values=True).items():
+        if name not in _REDIS_PARAMETERS:
+            raise ValueError(f"should have no parameter {name!r}; there are {', '.join(_REDIS_PARAMETERS)}")
+        if name == "db" and not all(value.isdecimal() for value in values):
+            raise ValueError("should name the database by its number: ?db=0")
+        if name == "ssl_cert_reqs" and not {"none", "optional", "required"}.issuperset(values):
+            raise ValueError("should have ssl_cert_reqs none, optional or required")
 
 
 def parse_partitions(text: str) -> list[int] | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from eventproc import crashpoints, logs, spawn
 from eventproc.broker.consumer import PartitionConsumer
-from eventproc.broker.producer import DeadLetterProducer
+from eventproc.broker.producer import ERROR_MAX_CHARS, DeadLetterProducer
 from eventproc.clock import Clock, SystemClock
 from eventproc.effects import (
     Acquire,
@@ -26,6 +26,7 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Entry,
     FetchEnd,
     FetchOffsets,
     Finalize,
@@ -56,6 +57,15 @@ OFFSETS_TIMEOUT_S = 5.0
 OFFSETS_RETRY_MS = 500
 #: Part of shutdown_timeout_s that a worker takes for itself; the rest is the supervisor's.
 DRAIN_SHARE = 0.8
+
+AWAY_REMEDY = "none here: the worker goes on by itself once it answers"
+
+#: Where to look when events fail for these reasons; elsewhere the record itself is the cause.
+DEAD_LETTER_CAUSES = {
+    "handler": "the handler or what it calls",
+    "rejected": "what the handler rejects",
+    "late": "gap_timeout_ms, if events may come that late",
+}
 
 _CALLS = {Claim: "claim", LoadUsers: "load", Acquire: "acquire", Finalize: "finalize", Release: "release"}
 
@@ -107,6 +117,9 @@ class Worker:
         self._away = False
         self._stalls = 0
         self._in_trouble = False
+        self._refused: dict[int, str] = {}  # offsets of dead letters that were not acknowledged, and why
+        self._pointers = 0  # counted so far
+        self._dead_letter: Entry | None = None  # the last one, not published yet
         self._reading_paused = False
         self._wanted_ms = 0
         self._published_ms = 0
@@ -258,7 +271,15 @@ class Worker:
         now_ms = self._clock.monotonic_ms()
         for entry, outcome in outcomes:
             self._at("after_produce")
-            self.pipeline.on_delivered(entry, None if outcome is None else str(outcome), now_ms)
+            error = None if outcome is None else str(outcome)
+            if error:
+                self._refused[entry.offset] = error
+            else:
+                self._refused.pop(entry.offset, None)
+            self.pipeline.on_delivered(entry, error, now_ms)
+        if self._producer.pointers != self._pointers:
+            self._page.inc("dlq_pointers", self._producer.pointers - self._pointers)
+            self._pointers = self._producer.pointers
         return bool(outcomes)
 
     def _take_end(self) -> bool:
@@ -317,6 +338,7 @@ class Worker:
         elif isinstance(request, Produce):
             self._at("before_produce")
             self._producer.send(request.entry, (self._settings.kafka_topic, self._partition))
+            self._tell_dead_letter(request.entry)
         elif isinstance(request, Commit):
             self._at("before_commit")
             self._consumer.commit(request.offset)
@@ -334,6 +356,22 @@ class Worker:
             self._page.inc("redis_calls", 1, call)
             self._at(f"before_{call}")  # type: ignore[arg-type]
             self._channel.submit(request)
+
+    def _tell_dead_letter(self, entry: Entry) -> None:
+        """Who looks at the log or the status is to see that events fail, and why."""
+        self._dead_letter = entry
+        self._rarely.warning(
+            self._log,
+            "dead_letter",
+            key=entry.reason,
+            reason=entry.reason,
+            id=entry.id,
+            user=entry.user,
+            offset=entry.offset,
+            error=entry.error[:ERROR_MAX_CHARS],
+            remedy=f"correct {DEAD_LETTER_CAUSES.get(entry.reason, 'the producer')};"
+            " `eventproc dlq list` names them all, `eventproc dlq show` one",
+        )
 
     def _run_handler(self, request: Run) -> None:
         self._at("before_run")
@@ -353,7 +391,7 @@ class Worker:
         try:
             offsets = self._consumer.offsets(OFFSETS_TIMEOUT_S)
         except Transient as error:
-            self._warn("kafka_away", error=str(error))
+            self._warn("kafka_away", error=str(error), remedy=AWAY_REMEDY)
             self._page.last_error = str(error)
             self._offsets_at_ms = self._clock.monotonic_ms() + OFFSETS_RETRY_MS
             return
@@ -374,6 +412,9 @@ class Worker:
         self._published_ms = now_ms
         page, pipeline, buffer = self._page, self.pipeline, self.pipeline.buffer
         self._publish_trouble()
+        if self._dead_letter is not None:
+            page.last_dead_letter = _describe(self._dead_letter)
+            self._dead_letter = None
         if not pipeline.draining:
             if pipeline.owned:
                 reason = self._pause_reason()
@@ -416,17 +457,26 @@ class Worker:
         page.set("redis_down", int(not channel.up and channel.outages > 0))
         page.set("kafka_down", int(consumer.down))
         if not channel.up and channel.outages:
-            self._warn("redis_away", error=channel.last_error)
+            self._warn("redis_away", error=channel.last_error, remedy=AWAY_REMEDY)
             page.last_error = channel.last_error
         elif consumer.down:
-            self._warn("kafka_away", error=consumer.last_error)
+            self._warn("kafka_away", error=consumer.last_error, remedy=AWAY_REMEDY)
             page.last_error = consumer.last_error
         elif self.pipeline.foreign:
             user, key = next(iter(self.pipeline.foreign.items()))
             page.last_error = f"user {user} is set aside: key {key} has the wrong type; delete or rename it"
+        elif self._refused:
+            page.last_error = f"not acknowledged: {next(iter(self._refused.values()))}"
         elif self._in_trouble:
             page.last_error = ""  # it is over
-        self._in_trouble = bool(page.get("redis_down") or page.get("kafka_down") or self.pipeline.foreign)
+        self._in_trouble = bool(
+            page.get("redis_down") or page.get("kafka_down") or self.pipeline.foreign or self._refused
+        )
+
+
+def _describe(entry: Entry) -> str:
+    user = f" of user {entry.user}" if entry.user else ""
+    return f"{entry.id}{user} ({entry.reason}): {entry.error}"
 
 
 def main() -> int:

@@ -32,6 +32,9 @@ class EventJudge:
 
     def judge(self, candidate: Candidate) -> None:
         """Set the candidate's verdict; report what is wrong with it by itself."""
+        if not any(self._rules.judged(row) for row in candidate.rows):
+            candidate.verdict = "open"
+            return
         report, final = self._report, candidate.final
         report.totals.duplicates += len(candidate.rows) - 1
         if final is None:
@@ -51,7 +54,9 @@ class EventJudge:
             self._report.add(
                 "status", f"{what}: event:{row.id} exists, but the record is invalid ({row.type})"
             )
-        if self._rules.must_be_final(row) or letter is not None or row.dead:
+        if letter is None and self._rules.below_baseline(row):
+            self._report.lost_below(row.part, self._rules.baselines[row.part])
+        elif self._rules.must_be_final(row) or letter is not None or row.dead:
             self._letters.expect(what, self._rules.position_id(row), letter, row, ("invalid",), 0)
 
     def judge_tombstone(self, row: Row, letter: Letter | None) -> None:
@@ -76,6 +81,10 @@ class EventJudge:
         if any(rules.must_be_final(row) for row in candidate.rows):
             left = " although its marker is there" if candidate.marked else ""
             self._report.add("lost", f"{candidate.name} is not final{left}: no event:{newest.id}")
+            return
+        forgotten = next((row for row in candidate.rows if rules.below_baseline(row)), None)
+        if forgotten is not None:
+            self._report.lost_below(forgotten.part, rules.baselines[forgotten.part])
 
     # --- final under another user or seq ------------------------------------------------------------
 
@@ -90,6 +99,8 @@ class EventJudge:
             must = row.part not in partitions and self._rules.must_be_final(row)
             if row.off >= 0:
                 partitions.add(row.part)
+            if letter is None and self._rules.below_baseline(row):
+                continue
             if must or letter is not None or row.dead:
                 id = self._rules.position_id(row)
                 what = f"{candidate.name}, whose id is final under user {final.user} seq {final.seq}"

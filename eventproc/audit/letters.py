@@ -32,6 +32,8 @@ class LetterJudge:
         attempts: int,
     ) -> None:
         """`row` must be dead-lettered under `id` for one of these reasons."""
+        if not self._rules.judged(row):
+            return
         if letter is None:
             if not self._rules.expired(row, self._rules.settings.dlq_ttl_s):
                 self._bad(f"{what}: dlq:{id} is missing")

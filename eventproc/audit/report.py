@@ -51,12 +51,22 @@ class Totals:
 
 
 @dataclass(slots=True)
+class BelowBaseline:
+    """What lies below the baseline of a partition (CONTRACT section 6): lost when Redis came back empty."""
+
+    offset: int
+    events: int = 0  # without outcome
+
+
+@dataclass(slots=True)
 class Report:
     """The audit's result; `clean` decides the exit code."""
 
     totals: Totals = field(default_factory=Totals)
     counts: dict[Finding, int] = field(default_factory=dict)
     examples: dict[Finding, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what could not be judged
+    below_baselines: dict[int, BelowBaseline] = field(default_factory=dict)  # by partition
     first_ms: int = 0  # earliest and latest processedAt
     last_ms: int = 0
     _latency: list[int] = field(default_factory=lambda: [0] * 2048, repr=False)
@@ -71,6 +81,10 @@ class Report:
         examples = self.examples.setdefault(kind, [])
         if len(examples) < EXAMPLES:
             examples.append(text)
+
+    def lost_below(self, partition: int, baseline: int) -> None:
+        """An event without outcome, below the baseline of its partition: no violation, but to be told."""
+        self.below_baselines.setdefault(partition, BelowBaseline(baseline)).events += 1
 
     def done_at(self, processed_ms: int, sent_ms: int) -> None:
         """Take note when an event was processed; `sent_ms` 0: its latency is not known."""
@@ -105,6 +119,11 @@ class Report:
             "findings": {
                 kind: {"count": count, "examples": self.examples[kind]} for kind, count in self.counts.items()
             },
+            "notes": self.notes,
+            "below_baselines": [
+                {"partition": partition, "offset": below.offset, "events_without_outcome": below.events}
+                for partition, below in sorted(self.below_baselines.items())
+            ],
             "totals": {name: getattr(self.totals, name) for name in Totals.__slots__},
             "events_per_s": round(self.events_per_s(), 1),
             "latency_ms": {"p50": self.latency_ms(0.5), "p99": self.latency_ms(0.99)},
@@ -127,15 +146,28 @@ class Report:
         return table
 
     def lines(self) -> list[str]:
-        """The findings by kind, with their examples; one line of praise when there are none."""
-        if self.clean:
-            return ["the audit is clean: no violation"]
-        lines = []
+        """What could not be judged, what lies below baselines, the findings with examples, the verdict."""
+        lines = [*self.notes]
+        lines += [
+            f"below the baseline of partition {partition} (offset {below.offset}):"
+            f" {below.events:,} events without outcome (Redis was empty; see on_redis_empty)"
+            for partition, below in sorted(self.below_baselines.items())
+        ]
         for kind in KINDS:
             if kind in self.counts:
                 lines.append(f"{kind}: {self.counts[kind]:,}")
                 lines += [f"  {example}" for example in self.examples[kind]]
-        return lines
+        return [*lines, self.verdict()]
+
+    def verdict(self) -> str:
+        """All of it in one line."""
+        if not self.clean:
+            violations = sum(self.counts.values())
+            kinds = ", ".join(f"{kind} {self.counts[kind]:,}" for kind in KINDS if kind in self.counts)
+            return f"{violations:,} violation{'s' if violations > 1 else ''}: {kinds}"
+        if self.below_baselines:
+            return "the audit is clean: no violation at or above the baselines"
+        return "the audit is clean: no violation"
 
 
 def _bucket(ms: int) -> int:

@@ -35,7 +35,8 @@ class Rules:
 
     `floors`, `baselines` and `lows` by partition. `complete`: the records that are judged are all that the
     users ever had. `timed`: they carry their producer's own times. `crashed`: workers may have died, so
-    that runs may be repeated. `idle`: nothing may be under way.
+    that runs may be repeated. `idle`: nothing may be under way; else only what the floors had passed when the
+    audit began is judged, for what is read of the rest is of different moments.
     """
 
     settings: Settings
@@ -57,6 +58,14 @@ class Rules:
     def must_be_final(self, row: Row) -> bool:
         """Acknowledged, passed by the floor, and not from before Redis's memory."""
         return self.baselines.get(row.part, -1) <= row.off < self.floors.get(row.part, 0) and row.off >= 0
+
+    def judged(self, row: Row) -> bool:
+        """Whether all that is to be written of the record was there when the audit began."""
+        return self.idle or 0 <= row.off < self.floors.get(row.part, 0)
+
+    def below_baseline(self, row: Row) -> bool:
+        """From before Redis's memory: what became of it is not known."""
+        return 0 <= row.off < self.baselines.get(row.part, -1)
 
     def expired(self, row: Row, ttl_s: int) -> bool:
         """Whether a key of that life, written for this record, may be gone by now."""
@@ -92,7 +101,7 @@ class Letter(NamedTuple):
     seq: int
 
 
-Verdict = Literal["", "processed", "failed", "skipped", "apart", "elsewhere", "missing", "expired"]
+Verdict = Literal["", "processed", "failed", "skipped", "apart", "elsewhere", "missing", "expired", "open"]
 
 
 @dataclass(slots=True)
@@ -100,7 +109,8 @@ class Candidate:
     """One id under one user and seq: its records by offset, and what Redis holds.
 
     `verdict` is empty until judged. "apart": failed without a place in the order (seq_jump, misrouted).
-    "elsewhere": final under another user or seq. "expired": there is nothing left to tell.
+    "elsewhere": final under another user or seq. "expired": there is nothing left to tell. "open": workers
+    are busy with it.
     """
 
     rows: list[Row]

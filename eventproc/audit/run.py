@@ -54,8 +54,9 @@ def audit(
     """Compare Redis and Kafka with the ledger, or without one with what lies in the topic.
 
     `runs`: the handler's own record, a file or folder (`sources.read_runs`). `idle`: all is to be done, so
-    lag and locks are violations; False: only what is below the floors is judged. `crashed`: workers may have
-    died, so repeated runs are only counted. Raises UsageError for a ledger of another topic,
+    lag and locks are violations; False: only what is below the floors is judged. A ledger without its last
+    line (it is still being written) tells not all: what is not in it is no phantom then. `crashed`: workers
+    may have died, so repeated runs are only counted. Raises UsageError for a ledger of another topic,
     DependencyError when Kafka or Redis cannot be reached.
     """
     clock = clock or SystemClock()
@@ -124,16 +125,21 @@ class _Audit:
         rules.idle, rules.crashed, rules.with_runs = idle, crashed, runs is not None
         whole = all(position.low == 0 for position in positions.values())
         rules.timed = book is not None
-        rules.complete = book is not None or whole
 
         list_length = self._gather(book, runs, positions)
+        rules.complete = bool(book.end) if book is not None else whole and idle
+        if book is not None and not book.end:
+            report.notes.append(
+                f"ledger {book.path} has no last line: its producer still writes it, or was killed; "
+                "what is not in it is not judged"
+            )
         self._on_progress("sorting", 0)
         staging.sort()
         self._judge_rows()
-        exclusive, whole = _coverage(book, positions, whole)
+        exclusive, whole = _coverage(book, positions, whole and idle)
         self._letters.finish(list_length=list_length, exclusive=exclusive, whole=whole)
         self._finish_runs(whole)
-        for id, user, seq in staging.unfounded_elsewhere():
+        for id, user, seq in staging.unfounded_elsewhere() if rules.complete else ():
             report.add(
                 "rewritten", f"event:{id} tells user {user} seq {seq}, under which it was never produced"
             )

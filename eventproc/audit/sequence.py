@@ -84,8 +84,9 @@ class UserJudge:
             return
         processed = [c for c in candidates if c.verdict == "processed"]
         took = in_order or any(c.verdict in ("processed", "failed", "elsewhere") for c in candidates)
+        taken = took or any(c.verdict == "open" for c in candidates)
         self._judge_place(seq, candidates, processed, in_order, gap)
-        self._judge_skipped(seq, candidates, took, gap)
+        self._judge_skipped(seq, candidates, taken, gap)
         self._judge_winner(candidates)
         if any(c.verdict in ("failed", "elsewhere") for c in candidates) and not processed:
             self._ahead = max(self._ahead, seq + 1)
@@ -209,7 +210,7 @@ class UserJudge:
         if (
             in_order
             and not processed
-            and all(c.verdict not in ("", "missing", "expired") for c in candidates)
+            and all(c.verdict not in ("", "missing", "expired", "open") for c in candidates)
         ):
             self._add("status", f"{candidates[0].name} is {candidates[0].verdict}, but in order:{self._user}")
         if processed and gap is not None and gap.reason != "reset":
@@ -217,7 +218,7 @@ class UserJudge:
             self._add("gap", f"{processed[0].name} is processed, but given up in gaps:{self._user} ({given})")
 
     def _judge_skipped(
-        self, seq: int, candidates: list[Candidate], took: bool, gap: LedgerGap | None
+        self, seq: int, candidates: list[Candidate], taken: bool, gap: LedgerGap | None
     ) -> None:
         for candidate in candidates:
             if candidate.verdict != "skipped":
@@ -229,7 +230,7 @@ class UserJudge:
                 self._keep_proof(gap, candidate)
             elif seq < self._gaps_from:
                 continue
-            elif not took:
+            elif not taken:
                 self._add("gap", f"{candidate.name} is skipped, but its seq was neither given up nor taken")
             elif reason == "late":
                 self._add("status", f"{candidate.name} is late, but its seq was not given up: stale")

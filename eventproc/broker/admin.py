@@ -236,8 +236,9 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
 def partition_offsets(settings: Settings) -> dict[int, Offsets]:
     """Watermarks and committed offset of each partition of `kafka_topic`."""
     with Admin(settings) as admin:
-        marks = admin.watermarks(settings.kafka_topic)
+        # in this order: under load the end is never behind what was committed
         committed = admin.committed(settings.kafka_topic, settings.kafka_group_id)
+        marks = admin.watermarks(settings.kafka_topic)
     return {n: Offsets(low, high, committed.get(n, -1)) for n, (low, high) in marks.items()}
 
 

@@ -10,10 +10,11 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # documented, not in __all__
 
 from eventproc.errors import ConfigError, DependencyError, Transient
+from eventproc.logs import LIBRDKAFKA
 from eventproc.settings import Settings
 
 #: librdkafka's own log lines go here.
-LOG = logging.getLogger("eventproc.librdkafka")
+LOG = logging.getLogger(LIBRDKAFKA)
 _REPEAT_AFTER_S = 30.0
 _REMEMBERED = 256
 
@@ -131,12 +132,17 @@ def is_away(error: KafkaError) -> bool:
     return error.code() in _AWAY
 
 
+def is_missing(error: KafkaError) -> bool:
+    """Whether this error means that the topic or partition does not exist."""
+    return error.code() in _MISSING
+
+
 def explain(error: KafkaError, what: str, address: str) -> DependencyError | ConfigError:
     """The error to raise for `error`, met while doing `what`: Transient, or ConfigError with its remedy."""
     text = f"{what}: {error.str()}"
     if remedy := _DENIED.get(error.code()):
         return ConfigError(f"{text} (Kafka at {address}): {remedy}")
-    if error.code() in _MISSING:
+    if is_missing(error):
         return ConfigError(f"{text} (Kafka at {address}): it does not exist")
     if any(hint in error.str() for hint in _PROTOCOL_HINTS):
         return ConfigError(f"{text} (Kafka at {address}): check security.protocol in kafka_config")

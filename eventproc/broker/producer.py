@@ -7,18 +7,18 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from eventproc.broker.client import LOG, check_config, client_config, is_away, kafka_error
+from eventproc.broker.client import LOG, check_config, client_config, is_away, is_missing, kafka_error
 from eventproc.effects import Entry, Headers
 from eventproc.errors import Transient
 from eventproc.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-Outcome = None | Transient | Literal["permanent"]
+Outcome = Transient | None
 Origin = tuple[str, int]
 
 ERROR_MAX_CHARS = 512
@@ -35,6 +35,7 @@ _DEAD_LETTER_DEFAULTS: dict[str, Any] = {
     "message.max.bytes": 64_000_000,  # the broker knows its own limit, and says so
     "batch.size": 65_536,  # so a record near that limit is alone in its batch, and alone refused
     "message.timeout.ms": 30_000,
+    "topic.metadata.propagation.max.ms": 5_000,  # so long it is believed that a topic may yet come up
     "queue.buffering.max.messages": 20_000,
     "queue.buffering.max.kbytes": 131_072,
 }
@@ -74,8 +75,8 @@ class DeadLetterProducer:
     """Puts records into the dead-letter topic, with why and from where (CONTRACT 4.7).
 
     A record that Kafka will never take (too large) is replaced by a pointer: the same key, a small JSON
-    object naming its place, header `eventproc-pointer: 1`; counted in `pointers`. Its client is made at
-    the first dead letter. One thread only.
+    object naming its place, header `eventproc-pointer: 1`; counted in `pointers`. Everything else that
+    goes wrong may be over the next time. Its client is made at the first dead letter. One thread only.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -104,7 +105,7 @@ class DeadLetterProducer:
         self._produce(entry, record.key(), record.value(), headers, partial(self._on_letter, entry, origin))
 
     def poll(self) -> list[tuple[Entry, Outcome]]:
-        """Fates since the last call: None (acknowledged), a Transient to send again, or "permanent"."""
+        """Fates since the last call: None (acknowledged), or a Transient: to be sent again."""
         if self._producer is not None:
             self._producer.poll(0)
             if self._broken:
@@ -168,11 +169,7 @@ class DeadLetterProducer:
     def _on_pointer(self, entry: Entry, error: KafkaError | None, _message: Message | None) -> None:
         if error is None:
             self.pointers += 1
-        if error is not None and error.code() in _PERMANENT:
-            self.last_error = error.str()
-            self._finish(entry, "permanent")
-        else:
-            self._settle(entry, error)
+        self._settle(entry, error)
 
     def _settle(self, entry: Entry, error: KafkaError | None) -> None:
         if error is None:
@@ -182,7 +179,7 @@ class DeadLetterProducer:
         self.last_error = error.str()
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._broken = True
-        self._finish(entry, Transient(f"dead letter to {self._topic}: {error.str()}"))
+        self._finish(entry, Transient(f"dead letter to {self._topic}: {error.str()}{_remedy(error)}"))
 
     def _finish(self, entry: Entry, outcome: Outcome) -> None:
         self._open -= 1
@@ -201,6 +198,14 @@ class DeadLetterProducer:
         _log.warning("dead-letter producer started anew topic=%s error=%s", self._topic, self.last_error)
         self._broken = False
         self.close()
+
+
+def _remedy(error: KafkaError) -> str:
+    if is_missing(error):
+        return "; create the topic"
+    if error.code() in _PERMANENT:  # a pointer is as small as can be
+        return "; even a pointer record is refused: raise max.message.bytes of the topic"
+    return ""
 
 
 def _headers(entry: Entry, origin: Origin, original: Headers) -> Headers:

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from eventproc import __version__
 from eventproc.cli import demo, dlq, offsets, produce, verify
-from eventproc.cli.options import make_app
+from eventproc.cli.options import add_version, make_app
 from eventproc.settings_load import settings_markdown, settings_table
 
 app = make_app("Produce events, look at what became of them, and prove it right.")
@@ -16,21 +15,7 @@ for part in (demo, produce, verify):
     app.add_typer(part.app)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(offsets.app, name="offsets")
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        print(f"eventproc {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="show the version", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Produce events, look at what became of them, and prove it right."""
+add_version(app, "eventproc")
 
 
 @app.command()

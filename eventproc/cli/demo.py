@@ -179,6 +179,7 @@ class _Demo:
                 if not end and producer.poll() is not None:
                     end = self._end_offsets(producer)
                 if end and reading is not None and reading.idle_at(end):
+                    view.show(reading, self._expected(end), last=True)
                     return
                 if self._clock.monotonic_ms() > deadline_ms:
                     raise EventprocError(self._not_idle(reading))

@@ -22,8 +22,8 @@ class View(Protocol):
         """Tell what begins now."""
         ...
 
-    def show(self, reading: Reading, expected: int) -> None:
-        """Show a reading; `expected` is how many records there will be."""
+    def show(self, reading: Reading, expected: int, last: bool = False) -> None:
+        """Show a reading; `expected` is how many records there will be. The `last` one is never left out."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -47,7 +47,7 @@ class LiveView:
     def say(self, text: str) -> None:
         self._console.print(text)
 
-    def show(self, reading: Reading, expected: int) -> None:
+    def show(self, reading: Reading, expected: int, last: bool = False) -> None:
         self._live.update(render(reading, expected), refresh=True)
 
     def __enter__(self) -> Self:
@@ -68,8 +68,8 @@ class LineView:
     def say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
-    def show(self, reading: Reading, expected: int) -> None:
-        if self._last_ms is not None and reading.at_ms - self._last_ms < _LINE_MS:
+    def show(self, reading: Reading, expected: int, last: bool = False) -> None:
+        if not last and self._last_ms is not None and reading.at_ms - self._last_ms < _LINE_MS:
             return
         self._last_ms = reading.at_ms
         self._console.print(describe(reading, expected), soft_wrap=True)

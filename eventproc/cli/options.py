@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eventproc import __version__
 from eventproc.settings import Settings
 from eventproc.settings_load import default_text, flag_name, is_secret, load_settings, type_name
 
@@ -32,12 +33,33 @@ def make_app(help: str) -> typer.Typer:
     )
 
 
-def with_settings(only: Collection[str] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def add_version(app: typer.Typer, program: str) -> None:
+    """Give the app `--version`."""
+
+    def show(asked: bool) -> None:
+        if asked:
+            print(f"{program} {__version__}")
+            raise typer.Exit
+
+    def root(version: bool = False) -> None:
+        pass
+
+    # not by its name: typer looks for names of annotations in the module only
+    root.__annotations__["version"] = Annotated[
+        bool, typer.Option("--version", help="show the version", callback=show, is_eager=True)
+    ]
+    app.callback(help=app.info.help)(root)
+
+
+def with_settings(
+    only: Collection[str] | None = None, *, accept_all: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a typer command whose first parameter is `settings: Settings`.
 
     The command gets `--config` and a flag for each setting (or those in `only`) beside its own, and is
-    called with the settings loaded. Secrets get no flag: they would show in the process list. Put it
-    under `@app.command()`.
+    called with the settings loaded. `accept_all`: the other settings' flags are taken too, but not shown,
+    so that the words of one command do for another. Secrets get no flag: they would show in the process
+    list. Put it under `@app.command()`.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,7 +67,7 @@ def with_settings(only: Collection[str] | None = None) -> Callable[[Callable[...
         names = [
             name
             for name, field in Settings.model_fields.items()
-            if not is_secret(field) and (only is None or name in only)
+            if not is_secret(field) and (accept_all or only is None or name in only)
         ]
 
         @wraps(command)
@@ -57,7 +79,8 @@ def with_settings(only: Collection[str] | None = None) -> Callable[[Callable[...
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         parameters.append(_parameter("config", _CONFIG))
-        parameters += [_parameter(f"setting_{name}", _flag(name)) for name in names]
+        shown = names if only is None else only
+        parameters += [_parameter(f"setting_{name}", _flag(name, name not in shown)) for name in names]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         del wrapper.__wrapped__
@@ -76,12 +99,12 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _flag(name: str) -> Any:
+def _flag(name: str, hidden: bool) -> Any:
     field = Settings.model_fields[name]
     default = default_text(field)
     help = (field.description or "") + (f" [default: {default}]" if default else "")
     flag = flag_name(name)
     if field.annotation is bool:
-        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help)]
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help, hidden=hidden)]
     metavar = type_name(field) if "|" in type_name(field) else type_name(field).upper()
-    return Annotated[str | None, typer.Option(flag, help=help, metavar=metavar)]
+    return Annotated[str | None, typer.Option(flag, help=help, metavar=metavar, hidden=hidden)]

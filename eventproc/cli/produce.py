@@ -27,10 +27,10 @@ class _Interrupt:
     """INT and TERM end the sending, not the flushing; a second one ends the process."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.number = 0
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+        self.number = number
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -89,7 +89,7 @@ def produce(
             ledger,
             late_after_ms=late_after_ms,
             on_progress=show,
-            stop=lambda: interrupt.asked,
+            stop=lambda: bool(interrupt.number),
             clock=clock,
         )
     if not quiet:
@@ -102,7 +102,7 @@ def produce(
             + (": interrupted" if result.interrupted else ""),
             file=sys.stderr,
         )
-        raise typer.Exit(1)
+        raise typer.Exit(128 + interrupt.number if result.interrupted else 1)
 
 
 @contextmanager

@@ -1,10 +1,9 @@
-"""How every command is entered and left: signals, and errors as one line and an exit code."""
+"""How every command is left: errors as one line and an exit code."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -12,15 +11,10 @@ from typing import NoReturn
 from eventproc.errors import EventprocError
 
 
-def run(module: str, interrupted: int = 130) -> NoReturn:
-    """Import `module`, run its typer `app`, exit.
-
-    `interrupted` is the exit code of an INT that the command does not handle itself; it is in force
-    before the imports, so that Ctrl-C never shows a traceback.
-    """
+def run(module: str) -> NoReturn:
+    """Import `module`, run its typer `app`, exit."""
     # librdkafka's complaints: what matters of them is in the error that is raised
     logging.getLogger("eventproc").addHandler(logging.NullHandler())
-    signal.signal(signal.SIGINT, lambda _sig, _frame: os._exit(interrupted))
     try:
         import_module(module).app()
     except EventprocError as error:

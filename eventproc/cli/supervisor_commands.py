@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from eventproc import logs
-from eventproc.cli.options import DEPLOYMENT, make_app, with_settings
+from eventproc.cli.options import DEPLOYMENT, add_version, make_app, with_settings
 from eventproc.cli.output import print_table
 from eventproc.errors import EventprocError
 from eventproc.settings import Settings
@@ -20,6 +20,7 @@ from eventproc.supervisor.runtime import RuntimePaths
 from eventproc.supervisor.supervisor import Supervisor
 
 app = make_app("Run the workers of one deployment on this host, and look after them.")
+add_version(app, "eventproc-supervisor")
 
 _ANSWER_TIMEOUT_S = 10.0
 _END_SLACK_S = 15.0
@@ -44,7 +45,7 @@ def start(
 
 
 @app.command()
-@with_settings(DEPLOYMENT)
+@with_settings(DEPLOYMENT, accept_all=True)
 def status(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
@@ -59,7 +60,7 @@ def status(
 
 
 @app.command()
-@with_settings((*DEPLOYMENT, "shutdown_timeout_s"))
+@with_settings((*DEPLOYMENT, "shutdown_timeout_s"), accept_all=True)
 def stop(settings: Settings) -> None:
     """Drain the workers and end the supervisor; returns when it has ended."""
     with _connect(settings) as client:
@@ -71,7 +72,7 @@ def stop(settings: Settings) -> None:
 
 
 @app.command()
-@with_settings((*DEPLOYMENT, "shutdown_timeout_s", "heartbeat_timeout_ms"))
+@with_settings((*DEPLOYMENT, "shutdown_timeout_s", "heartbeat_timeout_ms"), accept_all=True)
 def restart(
     settings: Settings,
     partition: Annotated[int | None, typer.Option(help="only this partition's worker", min=0)] = None,
@@ -116,6 +117,12 @@ def _print_table(found: dict[str, Any]) -> None:
     for worker in found["workers"]:
         if worker["last_error"]:
             print(f"partition {worker['partition']}: {worker['last_error']}")
+    for worker in found["workers"]:
+        if worker["last_dead_letter"]:
+            print(
+                f"partition {worker['partition']}: {worker['dead_letters']} dead letters,"
+                f" {worker['dead_letters_per_s']:g}/s; the last: {worker['last_dead_letter']}"
+            )
 
 
 def _duration(seconds: float) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 
@@ -14,9 +12,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from eventproc.clock import SystemClock
-from eventproc.errors import ConfigError, EventprocError
+from eventproc.errors import EventprocError
 from eventproc.metrics import Board
 from eventproc.monitor.app import build_app
+from eventproc.monitor.listening import listen
 from eventproc.monitor.memory import MemoryWatch
 from eventproc.settings import Settings
 from eventproc.spawn import MonitorSpec, close_on_exec, die_with_parent, parent_of
@@ -29,22 +28,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # `serve` has done it already, before anybody was told that the monitor is there
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Bind the monitor's socket; ConfigError names the setting that must change."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"monitor_port={port}: the port is taken on {host}; choose another one, or 0 for any free one"
-            ) from None
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"monitor_host={host}, monitor_port={port}: cannot listen there: {reason}"
-        ) from None
 
 
 def serve(spec: MonitorSpec) -> None:

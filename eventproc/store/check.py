@@ -75,6 +75,8 @@ def check_redis(settings: Settings) -> RedisInfo:
         if "DB index" in message or "SELECT" in message:
             raise ConfigError(f"Redis at {where}: {message}; correct the database in redis_url") from None
         raise DependencyError(f"Redis at {where} answers: {message}") from None
+    except redis.RedisError as error:  # what comes back cannot be read
+        raise DependencyError(f"what answers at {where} is no Redis ({error}): is redis_url right?") from None
     finally:
         client.close()
         pool.disconnect()
@@ -82,7 +84,9 @@ def check_redis(settings: Settings) -> RedisInfo:
 
 def _check(client: Any, settings: Settings, where: str) -> RedisInfo:
     server, memory, replication = (client.info(section) for section in ("server", "memory", "replication"))
-    version = str(server.get("redis_version", "0"))
+    if "redis_version" not in server:
+        raise DependencyError(f"what answers at {where} is no Redis: is redis_url right?")
+    version = str(server["redis_version"])
     if _numbers(version) < MIN_VERSION:
         least = ".".join(map(str, MIN_VERSION))
         raise ConfigError(f"Redis at {where} is version {version}, too old: {least} or later is needed")

@@ -48,28 +48,45 @@ class SupervisorLock:
     def __init__(self, paths: RuntimePaths, settings: Settings) -> None:
         """Take it; EventprocError names the process that has it, ConfigError a folder that cannot be used."""
         _make_folder(paths.lock.parent)
-        try:
-            self._fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise ConfigError(
-                f"runtime_dir: cannot write {paths.lock}: {error.strerror};"
-                " set runtime_dir to a folder of yours"
-            ) from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(self._fd, 32).decode(errors="replace").strip() or "unknown"
+        self._path = paths.lock
+        self._fd = self._take(settings)
+        while not _is_file(self._fd, self._path):  # its last holder has removed it since we opened it
             os.close(self._fd)
-            raise EventprocError(
-                f"a supervisor for topic {settings.kafka_topic} and group {settings.kafka_group_id}"
-                f" is already running on this host: pid {pid}; `eventproc-supervisor stop` ends it"
-            ) from None
+            self._fd = self._take(settings)
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
-        """Let the next one in. The file stays: removing it would let two in."""
+        """Let the next one in. The file goes first: who opens it later makes a new one."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
         os.close(self._fd)
+
+    def _take(self, settings: Settings) -> int:
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"runtime_dir: cannot write {self._path}: {error.strerror};"
+                " set runtime_dir to a folder of yours"
+            ) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise EventprocError(
+                f"a supervisor for topic {settings.kafka_topic} and group {settings.kafka_group_id}"
+                f" is already running on this host: pid {pid}; `eventproc-supervisor stop` ends it"
+            ) from None
+        return fd
+
+
+def _is_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _digest(*parts: str) -> str:

@@ -16,6 +16,7 @@ from eventproc import __version__, logs
 from eventproc.clock import Clock, SystemClock
 from eventproc.errors import DependencyError, EventprocError, UsageError
 from eventproc.metrics import Board
+from eventproc.monitor.listening import listen
 from eventproc.settings import Settings
 from eventproc.spawn import ProcessIdentity
 from eventproc.supervisor import preparation
@@ -86,6 +87,8 @@ class Supervisor:
         control = ControlServer(paths.socket, self._answer)
         try:
             self._handle_signals()
+            # better told now than once the workers run; the monitor listens for itself
+            listen(self._given.monitor_host, self._given.monitor_port).close()
             await control.start()
             await self._until_stopped(self._live())
             await self._until_hurried(self._shut_down())
@@ -157,7 +160,7 @@ class Supervisor:
         while True:
             if tick % _RATE_TICKS == 0:
                 for slot in self._slots:
-                    slot.rate.sample(self._clock.monotonic_ms())
+                    slot.sample()
             tick += 1
             for slot in self._slots:
                 if slot.page.state != "standby":

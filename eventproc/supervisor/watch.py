@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from eventproc.metrics import Page
 
 #: A watch that looked away for this long forgives what it did not see (the whole host was stopped).
 _BLIND_MS = 2_000
 _FINAL_OUTCOMES = ("processed", "failed", "skipped")
+
+
+def final_events(page: Page) -> int:
+    """Events that have their outcome."""
+    return sum(page.get("events", outcome) for outcome in _FINAL_OUTCOMES)
 
 
 class Watch:
@@ -61,16 +67,15 @@ class Watch:
 
 
 class Rate:
-    """Events per second of one partition over the last few seconds; sample it once a second."""
+    """How fast a count grows over the last few seconds; sample it once a second."""
 
-    def __init__(self, page: Page, seconds: int = 5) -> None:
-        self._page = page
+    def __init__(self, count: Callable[[], int], seconds: int = 5) -> None:
+        self._count = count
         self._samples: deque[tuple[int, int]] = deque(maxlen=seconds + 1)
 
     def sample(self, now_ms: int) -> None:
-        """Note how many events are final by now."""
-        total = sum(self._page.get("events", outcome) for outcome in _FINAL_OUTCOMES)
-        self._samples.append((now_ms, total))
+        """Note how many there are by now."""
+        self._samples.append((now_ms, self._count()))
 
     @property
     def per_s(self) -> float:

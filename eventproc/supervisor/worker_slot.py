@@ -16,7 +16,7 @@ from eventproc.settings import Settings
 from eventproc.spawn import WorkerSpec
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
-from eventproc.supervisor.watch import Rate, Watch
+from eventproc.supervisor.watch import Rate, Watch, final_events
 
 #: Exit codes of a worker that it is no use to start again.
 BOOT_FAILURES = (ConfigError.exit_code, HandlerLoadError.exit_code)
@@ -48,7 +48,8 @@ class WorkerSlot:
     ) -> None:
         self.partition = partition
         self.page = board.page(index)
-        self.rate = Rate(self.page)
+        self._events = Rate(lambda: final_events(self.page))
+        self._dead_letters = Rate(lambda: self.page.total("dead_letters"))
         self.restarts = 0
         self._partitions = partitions
         self._index = index
@@ -86,6 +87,12 @@ class WorkerSlot:
     def owned(self) -> bool:
         """Whether the worker is alive and has its partition."""
         return self._process is not None and self.page.state in ("running", "paused")
+
+    def sample(self) -> None:
+        """Note the counts, for the rates; once a second."""
+        now_ms = self._clock.monotonic_ms()
+        self._events.sample(now_ms)
+        self._dead_letters.sample(now_ms)
 
     async def run(self) -> None:
         """Start the worker, and again whenever it ends, until `drain` for good."""
@@ -143,10 +150,13 @@ class WorkerSlot:
             "state": page.state,
             "uptime_s": round(self.uptime_s, 1),
             "restarts": self.restarts,
-            "events_per_s": self.rate.per_s,
+            "events_per_s": self._events.per_s,
             "lag": page.get("lag"),
             "parked": page.get("parked"),
             "oldest_gap_s": round(page.get("oldest_gap_ms") / 1000, 1),
+            "dead_letters": page.total("dead_letters"),
+            "dead_letters_per_s": self._dead_letters.per_s,
+            "last_dead_letter": page.last_dead_letter or None,
             "last_error": page.state_reason or page.last_error or None,
         }
 

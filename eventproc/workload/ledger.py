@@ -132,6 +132,7 @@ class LedgerWriter:
             "expected": "payload.fail events fail, all other valid ones are processed; late ones are skipped",
         }
         self._write(header)
+        self._file.flush()  # `verify --live` may read it from now on
 
     def record(self, record: Record, partition: int, offset: int, sent_ms: int, acked_ms: int) -> None:
         """`offset` -1: not acknowledged."""

@@ -2,8 +2,9 @@
 
 `EVENTPROC_TEST_PLAN` is a folder. The file `<partition>` in it is read all the time; its words are the
 command: `boot-fail <code> <message>`, `crash <code>`, `silent` (no beat), `handler` (one that
-never ends), `standby <owner>`, `stubborn` (ignores TERM), `events <n>` (that many at each turn). No file:
-it runs, idle. `starts-<partition>` gets a line for each start: pid, start_count, takeover.
+never ends), `standby <owner>`, `stubborn` (ignores TERM), `events <n>` and `dead-letters <n>` (that many
+at each turn). No file: it runs, idle. `starts-<partition>` gets a line for each start: pid, start_count,
+takeover.
 """
 
 from __future__ import annotations
@@ -63,8 +64,11 @@ def work(page: Page, command: Path) -> int:
                 page.beat(clock.monotonic_ms())
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             case _:
-                if words:
+                if words[:1] == ["events"]:
                     page.inc("events", int(words[1]), "processed")
+                elif words:
+                    page.inc("dead_letters", int(words[1]), "handler")
+                    page.last_dead_letter = "u-7 of user u (handler): boom"
                 if page.state != "running":
                     page.state = "running"
                 page.beat(clock.monotonic_ms())

@@ -43,6 +43,7 @@ class Supervised:
         self.folder = folder
         self.plan = folder / "plan"
         self.plan.mkdir(exist_ok=True)
+        settings.setdefault("monitor_port", 0)
         self.settings = Settings(runtime_dir=str(folder), **settings)
         self.paths = RuntimePaths.of(self.settings)
         self._arguments = [*arguments, f"runtime_dir={folder}"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from eventproc.broker.producer import EventProducer
 from eventproc.clock import SystemClock
 from eventproc.effects import Offsets
 from eventproc.errors import ConfigError, DependencyError
+from tests.integration.audit.world import commit
 from tests.integration.conftest import BrokerUnderTest, make_settings
 
 CLOCK = SystemClock()
@@ -71,6 +73,34 @@ def test_offsets_of_all_partitions(broker: BrokerUnderTest) -> None:
     assert watermarks(settings) == {0: (0, 2), 1: (0, 0), 2: (0, 1)}
     assert committed_offsets(settings) == {0: -1, 1: -1, 2: -1}
     assert partition_offsets(settings) == {0: Offsets(0, 2, -1), 1: Offsets(0, 0, -1), 2: Offsets(0, 1, -1)}
+
+
+def test_under_load_the_end_is_not_behind_the_commit(
+    embedded_broker: BrokerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two queries a record arrives, is processed and committed."""
+    settings = embedded_broker.settings()
+    left = ["once"]
+
+    def then_move(query: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(*arguments: Any) -> Any:
+            answer = query(*arguments)
+            if left:
+                left.pop()
+                producer = EventProducer(settings, linger_ms=1)
+                producer.produce(None, b"{}", partition=0)
+                assert producer.flush(20) == 0
+                producer.close()
+                commit(settings, {0: 1})
+            return answer
+
+        return asked
+
+    for name in ("watermarks", "committed"):
+        monkeypatch.setattr(Admin, name, then_move(getattr(Admin, name)))
+    (offsets,) = partition_offsets(settings).values()
+    assert not left
+    assert offsets.committed <= offsets.high == 1
 
 
 def test_brokers_are_told_apart(broker: BrokerUnderTest) -> None:

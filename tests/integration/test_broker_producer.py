@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from eventproc.broker.consumer import PartitionConsumer
-from eventproc.broker.embedded import PARTITION_MAX_BYTES, EmbeddedBroker, check_not_dropped
+from eventproc.broker.embedded import PARTITION_MAX_BYTES, EmbeddedBroker, _MockCluster, check_not_dropped
 from eventproc.broker.producer import DeadLetterProducer, EventProducer, Outcome
 from eventproc.clock import SystemClock
 from eventproc.effects import Entry
 from eventproc.errors import DependencyError, Transient
 from eventproc.settings import Settings
 from tests.integration.conftest import BrokerUnderTest, make_settings
+from tests.integration.supervised import wait_for
 
 CLOCK = SystemClock()
 
@@ -88,6 +97,37 @@ def read_all(settings: Settings, topic: str, partitions: int, count: int) -> lis
         consumer.close()
 
 
+def send_until_acknowledged(producer: DeadLetterProducer, entry: Entry) -> None:
+    """Send again, as a worker does, until Kafka has it."""
+    deadline = CLOCK.monotonic_ms() + 60_000
+    outcome: Outcome = Transient("not sent yet")
+    while outcome is not None:
+        assert CLOCK.monotonic_ms() < deadline, outcome
+        producer.send(entry, ("events", 0))
+        [(_, outcome)] = fates(producer, 1)
+
+
+def set_topic_config(settings: Settings, topic: str, name: str, value: str) -> None:
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    for future in client.incremental_alter_configs(
+        [ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])]
+    ).values():
+        future.result()
+
+
+class MockCluster(_MockCluster):
+    """The embedded broker in this process, whose answers can be held back."""
+
+    def delay_answers_to_produce(self, count: int, ms: int) -> None:
+        """The next so many produce requests are carried out, but answered late."""
+        push = self._library.rd_kafka_mock_broker_push_request_error_rtts
+        push.restype = ctypes.c_int
+        pairs = [ctypes.c_int(0), ctypes.c_int(ms)] * count
+        produce, broker = ctypes.c_int16(0), ctypes.c_int32(1)
+        assert push(ctypes.c_void_p(self._cluster), broker, produce, ctypes.c_size_t(count), *pairs) == 0
+
+
 class TestDeadLetters:
     def test_record_and_headers(self, letters: tuple[DeadLetterProducer, Settings]) -> None:
         producer, settings = letters
@@ -155,6 +195,79 @@ class TestDeadLetters:
         assert pointer.key() == b"u1"
         assert ("eventproc-pointer", b"1") in (pointer.headers() or [])
         assert ("eventproc-origin", f"{settings.kafka_topic}/0/7".encode()) in (pointer.headers() or [])
+
+    def test_what_this_client_may_not_send_leaves_a_pointer_too(self, broker: BrokerUnderTest) -> None:
+        settings = broker.settings(kafka_config={"message.max.bytes": "2000"})
+        producer = DeadLetterProducer(settings)
+        producer.send(letter(NOISE[:5000], headers=[("big", NOISE[:5000])]), ("events", 0))
+        assert [outcome for _, outcome in fates(producer, 1)] == [None]
+        assert producer.pointers == 1
+        producer.close()
+        [pointer] = read_all(settings, settings.dlq_topic, 1, 1)
+        assert json.loads(pointer.value() or b"")["offset"] == 7
+        assert ("eventproc-origin", b"events/0/7") in (pointer.headers() or [])
+
+    def test_not_even_a_pointer_is_transient_and_says_what_to_do(self, kafka_broker: BrokerUnderTest) -> None:
+        settings = kafka_broker.settings()
+        set_topic_config(settings, settings.dlq_topic, "max.message.bytes", "100")
+        producer = DeadLetterProducer(settings)
+        producer.send(letter(NOISE[:500]), ("events", 0))
+        [(entry, outcome)] = fates(producer, 1)
+        assert isinstance(outcome, Transient)
+        assert "raise max.message.bytes of the topic" in str(outcome)
+        assert producer.pointers == 0
+        set_topic_config(settings, settings.dlq_topic, "max.message.bytes", "1000000")
+        send_until_acknowledged(producer, entry)
+        producer.close()
+        [message] = read_all(settings, settings.dlq_topic, 1, 1)
+        assert message.value() == NOISE[:500]
+
+    def test_a_missing_topic_is_waited_for(self, broker: BrokerUnderTest) -> None:
+        settings = broker.settings(kafka_dlq_topic=f"{broker.topics()}.absent")
+        settings.kafka_config.update({"topic.metadata.propagation.max.ms": "200"})
+        producer = DeadLetterProducer(settings)
+        producer.send(letter(), ("events", 0))
+        [(entry, outcome)] = fates(producer, 1)
+        if broker.kind == "kafka":  # the embedded one makes what it is asked for
+            assert isinstance(outcome, Transient)
+            assert str(outcome).endswith("; create the topic")
+            broker.create(settings.dlq_topic, 1)
+            send_until_acknowledged(producer, entry)
+            outcome = None
+        assert outcome is None
+        producer.close()
+        assert len(read_all(settings, settings.dlq_topic, 1, 1)) == 1
+
+    def test_a_lost_acknowledgement_makes_copies_at_most(self, broker: BrokerUnderTest) -> None:
+        """The records are in the log, the answers are late: what is sent again has the same origin."""
+        mock = MockCluster()
+        quick = {"socket.timeout.ms": "500", "message.timeout.ms": "1500", "retry.backoff.ms": "10"}
+        if broker.kind == "embedded":
+            mock.create_topic("events.dlq", 1)
+            settings = make_settings(kafka_bootstrap_servers=mock.bootstrap_servers, kafka_config=quick)
+        else:
+            settings = broker.settings(kafka_config=quick)
+        producer = DeadLetterProducer(settings)
+        producer.send(letter(b"first"), ("events", 0))
+        fates(producer, 1)
+        server = broker.kafka
+        if server is None:
+            mock.delay_answers_to_produce(3, 2000)
+        else:
+            server.pause()
+            wait_for(lambda: psutil.Process(server.pid).status() == psutil.STATUS_STOPPED)
+        producer.send(letter(b"second"), ("events", 0))
+        try:
+            [(entry, outcome)] = fates(producer, 1)
+        finally:
+            if server is not None:
+                server.resume()
+        assert isinstance(outcome, Transient)
+        send_until_acknowledged(producer, entry)
+        producer.close()
+        messages = read_all(settings, settings.dlq_topic, 1, 2 if server else 3)
+        assert {m.value() for m in messages} == {b"first", b"second"}
+        assert all(("eventproc-origin", b"events/0/7") in (m.headers() or []) for m in messages)
 
     def test_nobody_there_is_transient(self, unused_port: int) -> None:
         settings = make_settings(

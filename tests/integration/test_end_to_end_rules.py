@@ -69,6 +69,27 @@ def assert_letter(it: Deployment, id: str, reason: str, attempts: int, at: tuple
     return found
 
 
+# --- what an operator sees ----------------------------------------------------------------------------
+
+
+def test_failing_events_show_in_status_and_log(it: Deployment) -> None:
+    user = fresh_user(it)
+    before = it.worker()["dead_letters"]
+    at = it.send(*(event(user, seq, do=("reject", f"no {seq}")) for seq in range(1, 31)))[-1]
+    it.final(f"{user}-30")
+    it.until(lambda: it.worker()["dead_letters"] == before + 30, "30 dead letters in status")
+    last = f"{user}-30 of user {user} (rejected): no 30"
+    it.until(lambda: it.worker()["last_dead_letter"] == last, "the last dead letter in status")
+    it.until(lambda: it.worker()["dead_letters_per_s"] > 0, "the rate in status")
+    lines = [
+        line for line in it.log().splitlines() if " dead_letter partition=0 reason=rejected " in line
+    ]  # one a minute
+    assert 1 <= len(lines) <= 3, lines
+    for word in ("id=", "user=", "offset=", "error=", "remedy="):
+        assert word in lines[-1]
+    assert it.floors()[0] <= at + 1
+
+
 # --- retries ------------------------------------------------------------------------------------------
 
 

@@ -255,7 +255,6 @@ def test_port_taken(board: Board) -> None:
     [
         ({"monitor_host": "192.0.2.1"}, "monitor_host=192.0.2.1, monitor_port=0: cannot listen there: "),
         ({"redis_password_file": "/nowhere"}, "redis_password_file '/nowhere': "),
-        ({"redis_url": "redis://:secret@x:nan/0"}, "redis_url 'redis://x:nan/0': "),
     ],
 )
 def test_wrong_setting_is_one_line(board: Board, values: dict[str, Any], message: str) -> None:
@@ -264,7 +263,6 @@ def test_wrong_setting_is_one_line(board: Board, values: dict[str, Any], message
     assert code == 3
     assert errors.startswith(f"monitor: {message}")
     assert errors.count("\n") == 1
-    assert "secret" not in errors
 
 
 def test_another_board_is_refused(redis: Redis) -> None:

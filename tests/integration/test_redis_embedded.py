@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from eventproc.errors import ConfigError, DependencyError
 from eventproc.store import embedded
 from eventproc.store.check import check_redis
 from eventproc.store.embedded import EmbeddedRedis, find_server
+from eventproc.store.reading import RedisReader
 from tests.redis_server import RedisServer, bundled_binary, free_port
 from tests.script_runner import settings
 
@@ -150,6 +154,34 @@ def test_nobody_there() -> None:
     port = free_port()
     with pytest.raises(DependencyError, match=f"127.0.0.1:{port}/0 cannot be reached"):
         check_redis(settings(redis_url=f"redis://127.0.0.1:{port}/0"))
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail\r\n", b"+OK\r\n", b"$3\r\nabc\r\n", b""]
+)
+def test_what_speaks_no_redis_is_told(answer: bytes) -> None:
+    """Another server on that port: answers anything to anything, or hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        threading.Thread(target=_answer_all, args=(stranger, answer), daemon=True).start()
+        where = f"127.0.0.1:{stranger.getsockname()[1]}/0"
+        with pytest.raises(DependencyError, match=where) as caught:
+            check_redis(settings(redis_url=f"redis://{where}", redis_timeout_ms=500))
+        assert "is redis_url right?" in str(caught.value)
+        if not answer.startswith((b"+", b"$")):
+            with (
+                RedisReader(settings(redis_url=f"redis://{where}")) as reader,
+                pytest.raises(DependencyError, match=where),
+            ):
+                reader.value("a")
+
+
+def _answer_all(listener: socket.socket, answer: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                while answer and connection.recv(65_536):
+                    connection.sendall(answer)
 
 
 def test_frozen_server_times_out(server: RedisServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_is_ready_once_every_partition_is_owned(start: Start, tmp_path: Path) ->
     assert [w["partition"] for w in found["workers"]] == [0, 1, 2]
     assert set(found["workers"][0]) == {
         *("partition", "pid", "state", "uptime_s", "restarts", "events_per_s", "lag", "parked"),
-        *("oldest_gap_s", "last_error"),
+        *("oldest_gap_s", "dead_letters", "dead_letters_per_s", "last_dead_letter", "last_error"),
     }
 
 
@@ -109,7 +110,17 @@ def test_a_boot_failure_is_not_tried_again(start: Start, tmp_path: Path, code: i
     assert len(it.starts(1)) == 1
 
 
-def test_a_taken_monitor_port_ends_the_start(start: Start, tmp_path: Path) -> None:
+def test_a_taken_monitor_port_is_told_before_anything_starts(start: Start, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        it = start("--embedded", monitor_port=port)
+        assert it.ends() == 3
+    assert it.log().count(f"error: monitor_port={port}: the port is taken on 127.0.0.1") == 1
+    assert not it.starts(0)
+    assert "embedded broker" not in it.log()
+
+
+def test_a_monitor_port_that_is_taken_meanwhile_ends_the_start(start: Start, tmp_path: Path) -> None:
     plan(tmp_path, "monitor", "taken")
     it = start()
     assert it.ends() == 3
@@ -353,8 +364,9 @@ def command(it: Supervised, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_status_is_a_table_that_fits_80_columns(start: Start, tmp_path: Path) -> None:
     plan(tmp_path, "1", "events 50")
+    plan(tmp_path, "0", "dead-letters 2")
     it = start().ready()
-    wait_for(lambda: it.worker(1)["events_per_s"] > 0)
+    wait_for(lambda: it.worker(1)["events_per_s"] > 0 and it.worker(0)["last_dead_letter"])
     it.tell(1, "")
     it.tell(2, "silent")
     found = command(it, "status")
@@ -365,6 +377,8 @@ def test_status_is_a_table_that_fits_80_columns(start: Start, tmp_path: Path) ->
     assert lines[2].split()[:4] == ["part", "pid", "state", "up"]
     assert [line.split()[2] for line in lines[3:6]] == ["running"] * 3
     assert max(map(len, lines)) <= 80
+    assert lines[6].startswith("partition 0: ")
+    assert lines[6].endswith("; the last: u-7 of user u (handler): boom")
     assert "\x1b" not in found.stdout
 
 

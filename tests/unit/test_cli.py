@@ -42,8 +42,9 @@ def free_port() -> int:
 def test_the_version_is_the_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert eventproc.__version__ == project["version"]
-    found = run(EVENTPROC, "--version")
-    assert (found.returncode, found.stdout) == (0, f"eventproc {eventproc.__version__}\n")
+    for entry, name in ((EVENTPROC, "eventproc"), (SUPERVISOR, "eventproc-supervisor")):
+        found = run(entry, "--version")
+        assert (found.returncode, found.stdout) == (0, f"{name} {eventproc.__version__}\n")
 
 
 def test_the_public_names() -> None:
@@ -66,6 +67,15 @@ def test_start_has_a_flag_for_every_setting_but_secrets() -> None:
         assert (flag_name(name) in words) != is_secret(field), name
     assert "--embedded" in words
     assert max(map(len, found.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "restart"])
+def test_the_words_that_started_it_find_it_too(tmp_path: Path, command: str) -> None:
+    flags = ("--runtime-dir", str(tmp_path), "--gap-timeout-ms", "5", "--no-create-topics")
+    found = run(SUPERVISOR, command, *flags)
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"error: no supervisor is running for these settings (tried {tmp_path}/")
+    assert "--gap-timeout-ms" not in run(SUPERVISOR, command, "--help").stdout
 
 
 def test_the_settings_table_is_printed() -> None:
@@ -141,10 +151,12 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert process.wait() == 1
 
 
+@pytest.mark.parametrize("what", ["logging", "typer"])  # what is imported first, and what takes long
 @pytest.mark.parametrize(("module", "code"), [("main", 130), ("supervisor", 0)])
-def test_interrupt_while_it_is_being_imported_is_no_traceback(tmp_path: Path, module: str, code: int) -> None:
-    # stands in for typer, whose import is what takes long
-    (tmp_path / "typer.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
+def test_interrupt_while_it_is_being_imported_is_no_traceback(
+    tmp_path: Path, module: str, code: int, what: str
+) -> None:
+    (tmp_path / f"{what}.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
     with subprocess.Popen(
         [sys.executable, "-c", f"from eventproc.cli.{module} import main; main()", "status"],
         cwd=ROOT,

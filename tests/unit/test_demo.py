@@ -121,7 +121,9 @@ def test_lines_come_once_a_second() -> None:
     with LineView(Console(file=out, width=80)) as view:
         for at_ms in range(5000, 8000, 200):
             view.show(Reading(at_ms, {}), 1)
-    assert out.getvalue().count("\n") == 3
+        assert out.getvalue().count("\n") == 3
+        view.show(Reading(at_ms, {}), 1, last=True)
+    assert out.getvalue().count("\n") == 4
     assert "\x1b" not in out.getvalue()
 
 

@@ -107,9 +107,15 @@ def test_a_repeated_warning_is_told_once_a_minute_and_key(capsys: pytest.Capture
     assert lines[2].endswith("misrouted more=2")
 
 
-def test_what_a_client_library_logs_becomes_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("info", "text")
-    for _ in range(3):
-        logging.getLogger("eventproc.librdkafka").warning("FAIL [x]: refused")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert 'client_log logger=eventproc.librdkafka message="FAIL [x]: refused"' in line
+@pytest.mark.parametrize(("level", "lines"), [("debug", 1), ("info", 0), ("error", 0)])
+def test_what_a_client_library_logs_is_for_debugging(
+    capsys: pytest.CaptureFixture[str], level: str, lines: int
+) -> None:
+    logs.configure(level, "text")
+    logging.getLogger("eventproc.librdkafka").error("FAIL [x]: refused")
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == lines
+    logging.getLogger("eventproc.broker.consumer").warning("offset out of range offset=%d", 7)
+    assert ("warning offset out of range offset=7" in capsys.readouterr().err) == (level != "error")
+    for line in found:
+        assert 'debug   client_log logger=eventproc.librdkafka message="FAIL [x]: refused"' in line

@@ -167,6 +167,8 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: bytes) -> None:
             "kafka_bootstrap_servers='a:b' (from --kafka-bootstrap-servers):",
         ),
         ({"kafka_bootstrap_servers": "a:1,"}, "kafka_bootstrap_servers='a:1,' "),
+        ({"kafka_bootstrap_servers": "kafka-1"}, "kafka_bootstrap_servers='kafka-1' "),
+        ({"kafka_bootstrap_servers": "a:1,a:65536"}, "kafka_bootstrap_servers='a:1,a:65536' "),
         ({"handler": "nothing"}, "handler='nothing' (from --handler): should be package.module:callable"),
         ({"partitions": "1,x"}, "partitions='1,x' (from --partitions): should be all, or a list"),
         ({"partitions": "5-3"}, "partitions='5-3' (from --partitions): should not run backwards"),
@@ -178,12 +180,54 @@ def test_rules(flags: dict[str, object], start: str) -> None:
     assert line.startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("redis://host/x", "should name the database by its number"),
+        ("redis://host/-1", "should name the database by its number"),
+        ("redis://host/1/2", "should name the database by its number"),
+        ("redis://host?db=x", "should name the database by its number"),
+        ("redis://host/0?foo=1", "should have no parameter 'foo'"),
+        ("redis://host/0?connection_class=x", "should have no parameter"),
+        ("rediss://host/0?ssl_cert_reqs=maybe", "should have ssl_cert_reqs none, optional or required"),
+        ("redis://host:99999/0", "should be a URL: Port out of range"),
+        ("redis://[::1/0", "should be a URL: Invalid IPv6 URL"),
+        ("unix://", "should name the socket"),
+    ],
+)
+def test_a_redis_url_that_cannot_be_meant(monkeypatch: pytest.MonkeyPatch, url: str, rule: str) -> None:
+    monkeypatch.setenv("EVENTPROC_REDIS_URL", url)
+    (line,) = problems()
+    assert line.startswith(f"redis_url (from EVENTPROC_REDIS_URL): {rule}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://host", "redis://host/", "redis://u:p@host:1/15", "redis://[::1]:1/0?db=3&client_name=x"),
+        *(
+            "unix:///run/redis.sock",
+            "unix://u:p@/run/redis.sock?db=2",
+            "rediss://host/0?ssl_ca_certs=/ca.pem",
+        ),
+    ],
+)
+def test_redis_urls(url: str) -> None:
+    assert load_settings({"redis_url": url}).redis_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize("key", ["max_attempts", "monitor_port", "worker_nice", "topic_replication_factor"])
+def test_true_is_no_number(tmp_path: Path, key: str) -> None:
+    config = written(tmp_path, f"{key} = true")
+    assert problems(config=config) == [f"{key}=True (from {config}): should be a number"]
+
+
 def test_several_broken_rules_are_a_line_each() -> None:
     flags: dict[str, object] = {"event_ttl_s": "10", "dedup_ttl_s": "9", "kafka_dlq_topic": "events"}
     assert [line.split("=")[0] for line in problems(flags)] == ["dedup_ttl_s", "kafka_dlq_topic"]
 
 
-@pytest.mark.parametrize("servers", ["a:1", "a:1,b:2", "[::1]:9092", "10.0.0.1", "SSL://kafka-1.x:9093"])
+@pytest.mark.parametrize("servers", ["a:1", "a:1,b:2", "[::1]:9092", "10.0.0.1:1", "SSL://kafka-1.x:9093"])
 def test_bootstrap_servers(servers: str) -> None:
     assert load_settings({"kafka_bootstrap_servers": servers}).kafka_bootstrap_servers == servers
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from eventproc.settings import Settings
 from eventproc.supervisor.backoff import PROGRESS_RESETS_MS, RestartPolicy
 from eventproc.supervisor.child import describe_exit
 from eventproc.supervisor.runtime import MAX_SOCKET_PATH_BYTES, RuntimePaths, SupervisorLock
-from eventproc.supervisor.watch import Rate, Watch
+from eventproc.supervisor.watch import Rate, Watch, final_events
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_progress_counts_from_the_first_running_to_the_last_beat(page: Page) -> 
 
 
 def test_the_rate_is_that_of_the_last_seconds(page: Page) -> None:
-    rate = Rate(page, seconds=3)
+    rate = Rate(lambda: final_events(page), seconds=3)
     assert rate.per_s == 0.0
     for second in range(10):
         rate.sample(1000 * second)
@@ -198,7 +200,33 @@ def test_only_one_has_the_lock(tmp_path: Path) -> None:
     with pytest.raises(EventprocError, match=r"already running on this host: pid \d+"):
         SupervisorLock(paths, settings)
     first.release()
+    assert not paths.lock.exists()
     SupervisorLock(paths, settings).release()
+
+
+def test_a_lock_that_is_removed_while_it_is_being_taken_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last holder ends between our opening of its file and our locking of it."""
+    settings = Settings(runtime_dir=str(tmp_path))
+    paths = RuntimePaths.of(settings)
+    first = SupervisorLock(paths, settings)
+    flock, opened = fcntl.flock, []
+
+    def end_first(fd: int, how: int) -> None:
+        opened.append(fd)
+        if len(opened) == 1:
+            first.release()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", end_first)
+    second = SupervisorLock(paths, settings)
+    assert len(opened) == 2
+    monkeypatch.undo()
+    assert paths.lock.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(EventprocError, match="already running"):
+        SupervisorLock(paths, settings)
+    second.release()
 
 
 def test_a_runtime_dir_that_cannot_be_used_is_named() -> None:

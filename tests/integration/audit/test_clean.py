@@ -169,3 +169,56 @@ def test_redis_away(world: World) -> None:
     )
     with pytest.raises(DependencyError, match="redis_url"):
         check(world, settings=settings)
+
+
+def test_what_lies_below_a_baseline_is_told_and_is_no_violation(world: World) -> None:
+    topic, lines = world.settings.kafka_topic, [line for line in world.lines() if line.partition == 0]
+    baseline = sorted(line.offset for line in lines)[len(lines) // 2]
+    world.redis.hset(f"partition:{topic}:0", "baseline", baseline)
+    below = [line for line in lines if line.offset < baseline]
+    lost = {line.id for line in below if line.kind not in ("invalid", "tombstone")}
+    lost -= {line.id for line in lines if line.offset >= baseline}
+    for id in lost | {f"{topic}-0-{line.offset}" for line in below}:
+        world.redis.delete(f"event:{id}", f"dedup:{id}", f"dlq:{id}")
+        world.redis.lrem("dlq:list", 0, id)
+    report = check(world, runs=None)
+    assert report.clean, report.examples
+    (told,) = report.as_json()["below_baselines"]
+    assert (told["partition"], told["offset"]) == (0, baseline)
+    invalid = sum(line.kind == "invalid" for line in below)
+    conflicts = sum(line.kind == "conflict" and line.id in lost for line in below)  # ids under a second seq
+    assert told["events_without_outcome"] == len(lost) + invalid + conflicts
+    line, verdict = report.lines()
+    assert line.startswith(f"below the baseline of partition 0 (offset {baseline}): ")
+    assert f"{told['events_without_outcome']} events without outcome" in line
+    assert verdict == "the audit is clean: no violation at or above the baselines"
+
+
+def test_a_ledger_that_is_still_being_written_makes_no_phantoms(world: World, tmp_path: Path) -> None:
+    lines = world.ledger.read_bytes().splitlines(keepends=True)
+    growing = tmp_path / "ledger"
+    growing.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[len(lines) // 2][:20])
+    report = check(world, ledger=growing, idle=False)
+    assert report.clean, report.examples
+    assert report.totals.records < len(world.lines())
+    assert "still writes it" in report.lines()[0]
+    assert report.lines()[-1] == "the audit is clean: no violation"
+
+
+def test_what_was_written_after_the_floors_were_read_is_not_judged(world: World) -> None:
+    """The floor as the audit sees it is old: everything above it may be half there."""
+    topic, lines = world.settings.kafka_topic, world.lines()
+    for number in (0, 1):
+        mine = sorted(line.offset for line in lines if line.partition == number)
+        world.redis.hset(f"partition:{topic}:{number}", "offset", mine[len(mine) // 2])
+    settings = world.settings.model_copy(update={"kafka_group_id": "busy"})
+    floors = {n: int(world.redis.hget(f"partition:{topic}:{n}", "offset") or 0) for n in (0, 1)}
+    late = [line for line in lines if line.offset >= floors[line.partition]]
+    for line in late:  # a dead letter's traces come last
+        for id in (line.id, f"{topic}-{line.partition}-{line.offset}"):
+            if world.redis.delete(f"dlq:{id}"):
+                world.redis.lrem("dlq:list", 0, id)
+    for ledger in (world.ledger, None):
+        report = check(world, settings=settings, ledger=ledger, idle=False)
+        assert report.clean, report.examples
+        assert report.totals.processed > 100

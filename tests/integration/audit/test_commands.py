@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +15,27 @@ from eventproc.settings import Settings
 from tests.integration.audit.planting import settings_for
 from tests.integration.audit.world import World
 from tests.integration.conftest import BrokerUnderTest
+from tests.integration.supervised import wait_for
 from tests.redis_server import RedisServer, free_port
 
+COMMAND = [sys.executable, "-c", "from eventproc.cli.main import main; main()"]
 
-def eventproc(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command with these settings from the environment."""
+
+def environment(settings: Settings) -> dict[str, str]:
+    """One that holds these settings."""
     values = settings.model_dump(exclude_defaults=True) | {"redis_url": settings.redis_url.get_secret_value()}
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("EVENTPROC_")}
-    environment |= {
+    others = {name: text for name, text in os.environ.items() if not name.startswith("EVENTPROC_")}
+    return others | {
         f"EVENTPROC_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in values.items()
     }
-    command = [sys.executable, "-c", "from eventproc.cli.main import main; main()", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def eventproc(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with these settings."""
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment(settings), capture_output=True, text=True, timeout=60
+    )
 
 
 def test_verify_a_clean_state(world: World) -> None:
@@ -48,6 +57,7 @@ def test_verify_finds_a_violation(world: World) -> None:
     shown = eventproc(world.settings, "verify", f"--ledger={world.ledger}")
     assert shown.returncode == 1
     assert f"inflight:{line.id} is left: someone" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "1 violation: lock 1"
 
 
 def test_produce_writes_topic_and_ledger(
@@ -70,6 +80,23 @@ def test_produce_writes_topic_and_ledger(
     assert len(ledger.read_text().splitlines()) == 100 + 3 + 2
     again = eventproc(settings, "produce", "--users=20", "--events-per-user=5", "--quiet")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_produce_says_so(
+    embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path, number: signal.Signals
+) -> None:
+    settings, ledger = settings_for(embedded_broker, server), tmp_path / "ledger"
+    arguments = ("produce", f"--ledger={ledger}", "--users=1000", "--rate=50")
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment(settings), stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(ledger.exists)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read().endswith(": interrupted\n")
+        assert process.wait(30) == 128 + number
+    assert b'"interrupted":true' in ledger.read_bytes()
 
 
 @pytest.mark.parametrize(
