@@ -18,7 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from eventproc.broker.consumer import PartitionConsumer
-from eventproc.broker.embedded import PARTITION_MAX_BYTES, EmbeddedBroker, _MockCluster, check_not_dropped
+from eventproc.broker.embedded import PARTITION_MAX_BYTES, EmbeddedBroker, MockCluster, check_not_dropped
 from eventproc.broker.producer import DeadLetterProducer, EventProducer, Outcome
 from eventproc.clock import SystemClock
 from eventproc.effects import Entry
@@ -116,7 +116,7 @@ def set_topic_config(settings: Settings, topic: str, name: str, value: str) -> N
         future.result()
 
 
-class MockCluster(_MockCluster):
+class MockCluster(MockCluster):
     """The embedded broker in this process, whose answers can be held back."""
 
     def delay_answers_to_produce(self, count: int, ms: int) -> None:
