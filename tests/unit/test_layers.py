@@ -44,6 +44,8 @@ LAYERS = {
         "worker",
         "preflight",
         "monitor",
+        "ingest",
+        "listening",
         "audit",
         "workload",
         "keeper",
