@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         default=10_000, description="a request that takes longer to arrive is refused, ms"
     )
     api_timeout_ms: Annotated[Int, Field(ge=100, le=MOST)] = Field(
-        default=1800, description="a request that Kafka has not acknowledged after this has failed, ms"
+        default=1500, description="a request is refused, or has failed, when Redis or Kafka takes longer, ms"
     )
     api_access_log: bool = Field(default=True, description="log a line for each request")
     rate_limit_per_user: NonNegativeInt = Field(

@@ -51,8 +51,7 @@ class Publisher:
     """One idempotent producer, used from one event loop.
 
     librdkafka is polled by a thread of its own, which wakes the loop once for all batches that a poll has
-    completed. `down` says that no broker can be reached, or that nothing of a batch was acknowledged in
-    time; it ends with the next acknowledgement, or with `up()`.
+    completed. `down` says that no broker can be reached; it ends with the next acknowledgement, or `up()`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -127,9 +126,6 @@ class Publisher:
                 self._tell(batch, index, kafka_error(error).str())
         if len(batch.fates) < batch.size:
             await asyncio.wait([batch.done], timeout=timeout_s)
-        if records and not batch.fates:
-            self.down = True
-            self.last_error = self.last_error or "nothing was acknowledged in time"
         reasons = [f"not acknowledged within {timeout_s:.1f} s"] * len(records)
         for index, reason in batch.fates:
             reasons[index] = reason

@@ -35,8 +35,7 @@ from eventproc.store.check import check_redis
 from eventproc.store.ingest import IngestStore
 
 #: Of the time a request has, Redis gets no more than this.
-_REDIS_TIMEOUT_MS = 1000
-_LOOK_TIMEOUT_MS = 1500
+_REDIS_SHARE = 2 / 3
 _KEEP_ALIVE_S = 75
 
 
@@ -55,9 +54,11 @@ class Api:
         """Raises ConfigError. Nothing is connected before the application's lifespan begins."""
         self.keys = ApiKeys(settings.api_keys_file)
         self._drain_s = float(settings.shutdown_timeout_s)
-        self._store = IngestStore(settings, min(settings.redis_timeout_ms, _REDIS_TIMEOUT_MS))
+        self._store = IngestStore(
+            settings, min(settings.redis_timeout_ms, int(settings.api_timeout_ms * _REDIS_SHARE))
+        )
         self._publisher = Publisher(settings)
-        self._ends = TopicEnds(settings, _LOOK_TIMEOUT_MS, clock)
+        self._ends = TopicEnds(settings, settings.api_timeout_ms, clock)
         self._watch = Watch(
             settings,
             self._store,

@@ -28,4 +28,4 @@ def connect(settings: Settings, timeout_ms: int, connections: int) -> Any:
         retry=Retry(NoBackoff(), 0),
         **(timeouts | options),
     )
-    return redis.asyncio.Redis(connection_pool=pool)
+    return redis.asyncio.Redis.from_pool(pool)  # so that closing it closes the connections

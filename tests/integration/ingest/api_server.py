@@ -146,7 +146,7 @@ class ApiServer:
 
     # --- HTTP ---------------------------------------------------------------------------------------
 
-    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    def request(self, method: str, path: str, body: Any = None, /, **headers: str) -> Answer:
         """One request on a connection of its own; `_` in a header's name stands for `-`."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
@@ -164,8 +164,7 @@ class ApiServer:
     def post(self, body: Any, path: str = "/events", **headers: str) -> Answer:
         """Post as JSON; bytes go as they are."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers.setdefault("Content_Type", "application/json")
-        return self.request("POST", path, data, **headers)
+        return self.request("POST", path, data, **{"Content_Type": "application/json"} | headers)
 
     def batch(self, events: Sequence[Any], **headers: str) -> Answer:
         return self.post({"events": list(events)}, "/events/batch", **headers)
