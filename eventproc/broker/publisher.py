@@ -19,6 +19,7 @@ from eventproc.settings import Settings
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_UNLIMITED = 2**31
 _OVERHEAD_BYTES = 4096  # of a record beyond key and value
 _DEFAULTS: dict[str, Any] = {
     "linger.ms": 2,
@@ -66,10 +67,10 @@ class Publisher:
             "message.timeout.ms": settings.api_timeout_ms,
         }
         self._config = client_config(settings, defaults, {**FIXED, "error_cb": self._on_error})
-        self._capacity = int(self._config["queue.buffering.max.messages"])
         self._reserved = 0
         self._broken = False
         self._producer = connect(settings, self._config)
+        self._capacity = int(self._config["queue.buffering.max.messages"]) or _UNLIMITED
         self._completed: deque[_Batch] = deque()
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None

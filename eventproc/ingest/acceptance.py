@@ -181,6 +181,7 @@ class Acceptance:
         if allowance.events < 0:
             event.state, event.error = "failed", "the key of its rate limit has the wrong type in Redis"
             return
+        event.state, event.error = "rate_limited", _RATE_LIMITED
         if single:
             raise Refusal(
                 429,
@@ -190,7 +191,6 @@ class Acceptance:
                 remaining=0,
                 resetAt=allowance.again_ms,
             )
-        event.state, event.error = "rate_limited", _RATE_LIMITED
 
     async def _publish(self, events: list[Posted], deadline_ms: int) -> None:
         if not events:

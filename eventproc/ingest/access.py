@@ -54,7 +54,8 @@ class Access:
             await self._app(scope, receive, send_on)
         except Exception as error:
             details["error"] = repr(error)
-            raise  # uvicorn logs it
+            logs.get().error("request failed", request_id=request_id.decode(), exc_info=error)
+            raise
         finally:
             elapsed_ms = self._clock.monotonic_ms() - begun_ms
             status = status or _CLOSED_BY_CLIENT

@@ -115,7 +115,11 @@ class _PostOne(_Post):
     single = True
 
     def read(self, body: bytes) -> list[Posted]:
-        return [self.reader.read_one(body)]
+        try:
+            return [self.reader.read_one(body)]
+        except Refusal:
+            self._meters.events("invalid")
+            raise
 
     def result(self, events: list[Posted]) -> dict[str, Any]:
         return {"eventId": events[0].id, "status": "accepted"}

@@ -90,7 +90,10 @@ class Watch:
     async def run(self) -> None:
         """Look each second until stopped."""
         while not self._stopped.is_set():
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # were the watch to end here, all would look well for ever
+                self.redis_error = f"{type(error).__name__}: {error}"
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), _INTERVAL_S)
 

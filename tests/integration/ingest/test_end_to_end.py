@@ -28,7 +28,11 @@ EACH = 30
 def deployment(broker: BrokerUnderTest, tmp_path: Path) -> Iterator[Deployment]:
     with RedisServer() as server:
         # however slow the machine is: nothing times out, and no gap closes while its events are still sent
-        patient = {"gap_timeout_ms": 60_000, "api_timeout_ms": 30_000, "heartbeat_timeout_ms": 120_000}
+        patient: dict[str, Any] = {
+            "gap_timeout_ms": 60_000,
+            "api_timeout_ms": 30_000,
+            "heartbeat_timeout_ms": 120_000,
+        }
         it = Deployment(broker, server, tmp_path, partitions=2, api_port=0, **patient)
         yield it
         it.close()
