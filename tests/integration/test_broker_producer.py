@@ -116,7 +116,7 @@ def set_topic_config(settings: Settings, topic: str, name: str, value: str) -> N
         future.result()
 
 
-class MockCluster(MockCluster):
+class LateCluster(MockCluster):
     """The embedded broker in this process, whose answers can be held back."""
 
     def delay_answers_to_produce(self, count: int, ms: int) -> None:
@@ -240,7 +240,7 @@ class TestDeadLetters:
 
     def test_a_lost_acknowledgement_makes_copies_at_most(self, broker: BrokerUnderTest) -> None:
         """The records are in the log, the answers are late: what is sent again has the same origin."""
-        mock = MockCluster()
+        mock = LateCluster()
         quick = {"socket.timeout.ms": "500", "message.timeout.ms": "1500", "retry.backoff.ms": "10"}
         if broker.kind == "embedded":
             mock.create_topic("events.dlq", 1)
