@@ -1,6 +1,6 @@
 """The worker: one partition's pipeline, joined to Kafka, Redis and the handler.
 
-Started by the supervisor as `python -m eventproc.worker`, with a `WorkerSpec` on standard input.
+Started by the supervisor (through `eventproc.tied`), with a `WorkerSpec` on standard input.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from eventproc.spawn import MonitorSpec
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
 
-MONITOR = (sys.executable, "-m", "eventproc.monitor")
+MONITOR = (sys.executable, "-m", "eventproc.tied", "eventproc.monitor")
 _END_TIMEOUT_S = 5.0
 
 

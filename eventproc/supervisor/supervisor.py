@@ -26,7 +26,7 @@ from eventproc.supervisor.preparation import Embed, Server, error_of
 from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
 from eventproc.supervisor.worker_slot import WorkerSlot
 
-WORKER = (sys.executable, "-m", "eventproc.worker")
+WORKER = (sys.executable, "-m", "eventproc.tied", "eventproc.worker")
 _TICK_S = 0.2
 _RATE_TICKS = 5  # a sample of the rate each second
 _END_SLACK_S = 5.0

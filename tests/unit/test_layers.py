@@ -43,6 +43,7 @@ LAYERS = {
         "supervisor",
         "worker",
         "preflight",
+        "tied",
         "monitor",
         "audit",
         "workload",

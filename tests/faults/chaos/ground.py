@@ -135,6 +135,8 @@ class Ground:
                     **chosen,
                 )
             )
+        for host in self.hosts:
+            host.redis = self.admin()
         self._boards: dict[int, Board] = {}
         self._looking = threading.Lock()
         self.load: Load | None = None
@@ -222,8 +224,8 @@ class Ground:
         return self.hosts[0].topic
 
     def admin(self) -> redis.Redis:
-        """A client by the straight way, which bears that Redis has just come back."""
-        return self.redis_server.client(decode_responses=True, retry=Retry(ConstantBackoff(0.05), 40))
+        """A client by the straight way, which bears that Redis is coming back."""
+        return self.redis_server.client(decode_responses=True, retry=Retry(ConstantBackoff(0.05), 600))
 
     def redis_errors(self, code: str) -> int:
         """How often Redis has answered with this error."""
@@ -236,7 +238,7 @@ class Ground:
         self.redis_servers.append(server)
         for host in self.hosts:
             host.server = server
-            host.redis = server.client(decode_responses=True, encoding_errors="surrogateescape")
+            host.redis = self.admin()
             host.choose(redis_url=server.url)
         self.servers.heal(server)
 

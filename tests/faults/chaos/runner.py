@@ -166,12 +166,13 @@ class _Round:
             return
         if not self._deck:
             self._deck = self._rng.sample(self._kinds, len(self._kinds))
-            # first those that have not hit anything so far
-            self._deck.sort(key=lambda fault: self._report.kinds[fault.name].hits > 0)
+            # first those without a hit so far, and among them those that have fewer rounds for it
+            self._deck.sort(key=lambda it: (self._report.kinds[it.name].hits > 0, it.loss == "nothing"))
         touched = {thing for fault in self._active for thing in fault.touches}
-        for fault in self._deck:
+        for fault in list(self._deck):
             if not fault.touches & touched:
-                self._deck.remove(fault)
+                with self._writing:
+                    self._deck.remove(fault)
                 self._injections += 1
                 rng = random.Random(f"{self._plan.seed}/{self._number}/{self._injections}")
                 self._active[fault] = self._threads.submit(self._let_happen, fault, ground, rng)
@@ -188,5 +189,7 @@ class _Round:
             self._problems.append(f"{fault.name}:\n{traceback.format_exc()}")
         with self._writing:
             self._report.kinds[fault.name].add(hits)
+            if not self._report.kinds[fault.name].hits:
+                self._deck.insert(0, fault)
         at = begun - self._begun
         self._say(f"  {at:6.1f} s  {fault.name}: {time.monotonic() - begun:.1f} s, hits {hits}")
