@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lupa import lua51  # type: ignore[import-untyped]
 
 from eventproc.clock import Clock
 from eventproc.effects import StoreReply, StoreRequest
-from eventproc.store.scripts import ScriptSet, decode, load_scripts
+from eventproc.store.scripts import Call, ScriptSet, decode, load_scripts
 
 Value = bytes | list[bytes] | dict[bytes, bytes]
 
@@ -32,7 +33,7 @@ def _runtime() -> tuple[Any, Any]:
     return lua, {name: api[name.encode()] for name in _FUNCTIONS}
 
 
-_FUNCTIONS = ("new", "run", "command", "snapshot", "restore", "flush", "dump")
+_FUNCTIONS = ("new", "run", "command", "hashes", "snapshot", "restore", "flush", "dump")
 
 
 def _bytes(value: str | bytes | int) -> bytes:
@@ -47,38 +48,36 @@ class MemoryStore:
         self._lua, self._api = _runtime()
         self._store = self._api["new"]()
 
-    def execute(
-        self,
-        script: str,
-        keys: list[str],
-        args: list[str | bytes | int],
-        *,
-        fail_at: int | None = None,
-    ) -> Any:
-        """Run a script of the package by its name; raises ReplyError for an error reply.
+    def execute(self, call: Call, *, fail_at: int | None = None) -> Any:
+        """Run a script of the package; raises ReplyError for an error reply.
 
         `fail_at` plants an error: that many of its commands succeed, then the script dies in mid-course.
         """
         table = self._lua.table_from
+        keys = [key.encode() for key in call.keys]
+        args = [value if type(value) is bytes else str(value).encode() for value in call.args]
         reply = self._api["run"](
-            self._store,
-            script.encode(),
-            table([key.encode() for key in keys]),
-            table([_bytes(value) for value in args]),
-            self._clock.wall_ms(),
-            fail_at,
+            self._store, call.script.encode(), table(keys), table(args), self._clock.wall_ms(), fail_at
         )
         return self._reply(reply)
 
     def perform(self, scripts: ScriptSet, request: StoreRequest) -> StoreReply:
         """Encode, execute and decode one request."""
-        return decode(request, self.execute(*scripts.encode(request)))
+        return decode(request, self.execute(scripts.encode(request)))
 
     def command(self, *words: str | bytes | int) -> Any:
         """One command of those that the scripts use, as a client would send it."""
         return self._reply(
             self._api["command"](self._store, self._clock.wall_ms(), *[_bytes(word) for word in words])
         )
+
+    def hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[tuple[bytes | None, ...]]:
+        """The same fields of several hashes in one call; of what is no hash, none."""
+        joined = "\n".join(keys).encode(), "\n".join(fields).encode()
+        found = self._api["hashes"](self._store, self._clock.wall_ms(), *joined)
+        values = [value or None for value in found.values()]
+        n = len(fields)
+        return [tuple(values[at : at + n]) for at in range(0, len(values), n)]
 
     def flush(self) -> None:
         """Lose everything (FLUSHALL)."""

@@ -182,7 +182,7 @@ def test_same_replies_and_same_keys_as_redis(seed: int, server: RedisServer, clo
         source = there.scripts[call.script].source
         reply = assert_same(
             lambda: client.eval(source, len(call.keys), *call.keys, *call.args),  # noqa: B023
-            lambda: store.execute(*mine),  # noqa: B023
+            lambda: store.execute(mine),  # noqa: B023
             # A claim's reply holds an epoch or an age, made of each store's own time.
             ignore=1 if isinstance(request, Claim) else None,
         )
@@ -261,18 +261,34 @@ def test_finalize_cut_off_anywhere_ends_the_same_when_it_comes_again(clock: Fake
     clean, scripts, epoch = prepared(clock)
     request = busy_request(epoch, 1)
     call = scripts.encode(request)
-    expected = clean.execute(*call)
+    expected = clean.execute(call)
     cuts = 0
     while True:
         store, _, _ = prepared(clock)
         try:
-            assert store.execute(*call, fail_at=cuts) == expected
+            assert store.execute(call, fail_at=cuts) == expected
             break
         except ReplyError:
             cuts += 1
-        assert store.execute(*call) == expected
+        assert store.execute(call) == expected
         assert without_started(store) == without_started(clean)
     assert cuts > 60
+
+
+def test_a_first_claim_cut_off_anywhere_stores_its_position_when_it_comes_again(clock: FakeClock) -> None:
+    scripts = ScriptSet(settings(), "events", 0)
+    call = scripts.encode(Claim("me", 1000, offset=4, baseline=3))
+    expected = MemoryStore(clock).execute(call)
+    cuts = 0
+    while True:
+        store = MemoryStore(clock)
+        try:
+            assert store.execute(call, fail_at=cuts) == expected
+            break
+        except ReplyError:
+            cuts += 1
+        assert store.execute(call) == expected
+    assert cuts > 2
 
 
 @pytest.mark.parametrize("name", ["acquire_events", "claim_partition", "release_events", "renew_partition"])
@@ -289,16 +305,16 @@ def test_others_cut_off_anywhere_end_the_same_when_they_come_again(name: str, cl
         return store, scripts.encode(requests[name])
 
     clean, call = start()
-    expected = clean.execute(*call)
+    expected = clean.execute(call)
     cuts = 0
     while True:
         store, call = start()
         try:
-            assert store.execute(*call, fail_at=cuts) == expected
+            assert store.execute(call, fail_at=cuts) == expected
             break
         except ReplyError:
             cuts += 1
-        assert store.execute(*call)[0] == expected[0]
+        assert store.execute(call)[0] == expected[0]
         if name != "claim_partition":  # a claim cut off takes a newer epoch the second time
             assert store.dump() == clean.dump()
     assert cuts > 2
