@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tests.simulation.judge import Violation
 from tests.simulation.memory_store import MemoryStore
+from tests.simulation.workload import Document
 
 if TYPE_CHECKING:
     from tests.simulation.worker import SimulatedWorker
@@ -124,11 +126,12 @@ def rewind(world: World, worker: SimulatedWorker) -> bool:
 @_fault
 def flush(world: World, worker: SimulatedWorker) -> None:
     """FLUSHALL: what was final by then stays lost; what was read and not final is done again."""
+    stored = int(world.field(world.scripts.keyspace.partition, "offset") or 0)
     world.store.flush()
     world.snapshots.clear()
     world.restore_in = 0
     floors = [w.pipeline.acked_floor for w in (world.worker, *world.others)]
-    world.forgiven = max(*floors, world.committed, world.judge.checked_floor, world.forgiven)
+    world.forgiven = max(*floors, stored, world.committed, world.judge.checked_floor, world.forgiven)
     world.judge.redis_lost_writes()
 
 
@@ -272,7 +275,10 @@ def foreign_key(world: World, worker: SimulatedWorker) -> bool:
     elif prefix in ("order", "next", "gaps"):
         key = f"{prefix}:{rng.choice(_users(world))}"
     else:
-        key = f"{prefix}:{_id(world)}"
+        document = _coming(world)
+        if document is None:
+            return False
+        key = f"{prefix}:{document['id']}"
     if store.command("EXISTS", key):
         return False
     kind = rng.choice(("string", "list", "hash"))
@@ -294,28 +300,51 @@ def _users(world: World) -> list[str]:
     return users or ["u0"]
 
 
-def _id(world: World) -> str:
-    """Of an event that is about to be read."""
-    coming = [written.document for written in list(world.to_write)[:10] if written.document is not None]
+def _coming(world: World) -> Document | None:
+    """An event that is about to be read."""
+    coming = [written.document for written in islice(world.to_write, 10) if written.document is not None]
     coming += [document for _, document in world.documents[-10:]]
-    return str(world.random.choice(coming)["id"]) if coming else "e0"
+    return world.random.choice(coming) if coming else None
 
 
 @_fault
 def locked_elsewhere(world: World, worker: SimulatedWorker) -> bool:
-    """A worker of another partition runs an event with the same id, and may make it final."""
+    """A worker of another partition has met the same id: a misrouted copy, or another user's event.
+
+    It holds the lock for a while, or has made the id final.
+    """
     rng, store = world.random, world.store
-    id = _id(world)
+    document = _coming(world)
+    if document is None:
+        return False
+    id, seq = document["id"], document["payload"].get("seq", 0)
     if store.command("EXISTS", f"event:{id}", f"inflight:{id}", f"dedup:{id}"):
         return False
-    until = world.redis_clock.wall_ms() + rng.choice((1, 100, 400))
-    store.command("SET", f"inflight:{id}", world.elsewhere, "PXAT", until)
     world.taken_elsewhere.add(id)
-    if rng.random() < 0.3:
-        store.command(
-            "HSET", f"event:{id}", "status", "processed", "processedAt", "1", "attempts", "1",
-            "userId", "other", "type", "t", "seq", "1",
-        )  # fmt: skip
-        store.command("SET", f"dedup:{id}", "1")
-        store.command("DEL", f"inflight:{id}")
+    if rng.random() < 0.5:
+        until = world.redis_clock.wall_ms() + rng.choice((1, 100, 400))
+        store.command("SET", f"inflight:{id}", world.elsewhere, "PXAT", until)
+        return True
+    copy = rng.random() < 0.6
+    fields: dict[str, str | int] = {"status": "processed", "processedAt": 1, "attempts": 1, "type": "t"}
+    fields["userId"] = document["userId"] if copy else "other"
+    if seq or not copy:
+        fields["seq"] = seq if copy else 1
+    store.command("HSET", f"event:{id}", *[word for pair in fields.items() for word in pair])
+    store.command("SET", f"dedup:{id}", "1")
+    return True
+
+
+@_fault
+def expired(world: World, worker: SimulatedWorker) -> bool:
+    """The hash of a final event has lived its time, its marker has not."""
+    past = [d for r, d in world.documents if world.forgiven <= r.place < world.judge.checked_floor]
+    if not past:
+        return False
+    id = world.random.choice(past)["id"]
+    found = world.store.dump().get(f"event:{id}".encode())
+    if found is None or not world.store.command("EXISTS", f"dedup:{id}"):
+        return False
+    world.judge.expired[id] = found[0]
+    world.store.command("DEL", f"event:{id}")
     return True

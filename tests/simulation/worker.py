@@ -62,8 +62,9 @@ class Committer:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._wanted = self._done = -1
+        self._wanted = -1
         self.under_way = -1
+        self.done = -1  # the last one that Kafka has taken
 
     def commit(self, offset: int) -> None:
         self._world.judge.commit(offset)
@@ -73,12 +74,12 @@ class Committer:
     def answer(self, refused: bool) -> None:
         """Kafka has taken the commit, or not."""
         if not refused:
-            self._world.committed = self._done = self.under_way
+            self._world.committed = self.done = self.under_way
         self.under_way = -1
         self._send()
 
     def _send(self) -> None:
-        if self.under_way < 0 and self._wanted != self._done:
+        if self.under_way < 0 and self._wanted != self.done:
             self.under_way = self._wanted
 
 
