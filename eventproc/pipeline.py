@@ -680,7 +680,9 @@ class Pipeline:
             self._release = Release(self.ownership.epoch, self.ownership.owner, locked)
             requests.append(self._release)
         busy = self._finalizer.busy() or self._settler.busy()
-        self.drained = self._released and not busy and self.floor == self.acked_floor == self._committed
+        # the floor may be below what is committed: an id that was final is not looked up any more
+        written = self.floor == self.acked_floor <= self._committed
+        self.drained = self._released and not busy and written
 
     def on_released(self, request: Release) -> None:
         """Reply to Release."""

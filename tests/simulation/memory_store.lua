@@ -315,6 +315,22 @@ function api.command(store, now, ...)
   return as_reply(try(...))
 end
 
+-- The same fields of several hashes, one after the other, false for what is not there; both lists separated
+-- by newlines. A client would need a call for each.
+function api.hashes(store, now, keys, fields)
+  db, now_ms = store.db, now
+  local out, n = {}, 0
+  for key in string.gmatch(keys, '[^\n]+') do
+    local entry = look(key)
+    local hash = entry and entry.kind == 'hash' and entry.value or {}
+    for field in string.gmatch(fields, '[^\n]+') do
+      n = n + 1
+      out[n] = hash[field] or false
+    end
+  end
+  return out
+end
+
 local function copy(database)
   local copied = {}
   for key, entry in pairs(database) do

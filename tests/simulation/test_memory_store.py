@@ -276,6 +276,22 @@ def test_finalize_cut_off_anywhere_ends_the_same_when_it_comes_again(clock: Fake
     assert cuts > 60
 
 
+def test_a_first_claim_cut_off_anywhere_stores_its_position_when_it_comes_again(clock: FakeClock) -> None:
+    scripts = ScriptSet(settings(), "events", 0)
+    call = scripts.encode(Claim("me", 1000, offset=4, baseline=3))
+    expected = MemoryStore(clock).execute(call)
+    cuts = 0
+    while True:
+        store = MemoryStore(clock)
+        try:
+            assert store.execute(call, fail_at=cuts) == expected
+            break
+        except ReplyError:
+            cuts += 1
+        assert store.execute(call) == expected
+    assert cuts > 2
+
+
 @pytest.mark.parametrize("name", ["acquire_events", "claim_partition", "release_events", "renew_partition"])
 def test_others_cut_off_anywhere_end_the_same_when_they_come_again(name: str, clock: FakeClock) -> None:
     def start() -> tuple[MemoryStore, Any]:

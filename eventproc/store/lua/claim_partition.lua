@@ -53,14 +53,16 @@ end
 
 epoch = string.format('%.0f', math.max((epoch or 0) + 1, now_ms))
 local seen_ms = string.format('%.0f', now_ms)
-redis.call('HSET', key, 'epoch', epoch, 'owner', owner, 'claim', claim, 'rev', rev, 'seen_ms', seen_ms,
-  'schema', schema)
+-- one write: were the script cut off between two, its repetition would find the claim made, without a position
+local position = {}
 if not stored[4] and ARGV[6] ~= '-1' then
   offset, baseline = ARGV[6], ARGV[7]
-  redis.call('HSET', key, 'offset', offset)
+  position = {'offset', offset}
   if baseline ~= '-1' then
-    redis.call('HSET', key, 'baseline', baseline)
+    position[3], position[4] = 'baseline', baseline
   end
 end
+redis.call('HSET', key, 'epoch', epoch, 'owner', owner, 'claim', claim, 'rev', rev, 'seen_ms', seen_ms,
+  'schema', schema, unpack(position))
 redis.call('HDEL', key, 'started')
 return {'ok', epoch, rev, offset, baseline}

@@ -1,0 +1,249 @@
+"""A simulated worker process: the real pipeline in what worker.py is to it, with queues for a network."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from eventproc.effects import (
+    Acquire,
+    Acquired,
+    Claim,
+    Claimed,
+    Commit,
+    Entry,
+    FetchEnd,
+    FetchOffsets,
+    Finalize,
+    Finalized,
+    Gap,
+    LoadUsers,
+    Produce,
+    Release,
+    Renew,
+    Run,
+    Seek,
+    StoreReply,
+    StoreRequest,
+)
+from eventproc.errors import Fenced, Reject
+from eventproc.event import Event
+from eventproc.handlers import Runner
+from eventproc.pipeline import Pipeline
+from eventproc.store.scripts import Call
+from tests.simulation import transitions
+from tests.simulation.workload import PARTITIONS
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+STALL_MS = 1000  # as in worker.py
+
+
+class Crash(Exception):
+    """The simulated process dies here."""
+
+
+class Meter:
+    """Counts by name, so that tests see what a history exercised."""
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self._counts = counts
+
+    def inc(self, metric: str, n: int = 1, label: str = "") -> None:
+        self._counts[f"{metric}{{{label}}}" if label else metric] += n
+
+    def observe(self, metric: str, values: object) -> None:
+        pass
+
+
+class Committer:
+    """The consumer's side of commits: one is under way, the newest offset wins, a refused one is repeated."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._wanted = -1
+        self.under_way = -1
+        self.done = -1  # the last one that Kafka has taken
+
+    def commit(self, offset: int) -> None:
+        self._world.judge.commit(offset)
+        self._wanted = offset
+        self._send()
+
+    def answer(self, refused: bool) -> None:
+        """Kafka has taken the commit, or not."""
+        if not refused:
+            self._world.committed = self.done = self.under_way
+        self.under_way = -1
+        self._send()
+
+    def _send(self) -> None:
+        if self.under_way < 0 and self._wanted != self.done:
+            self.under_way = self._wanted
+
+
+class SimulatedWorker:
+    """One life of a worker on `host`; `force`: it was started with --takeover."""
+
+    def __init__(self, world: World, number: int, host: str, force: bool) -> None:
+        self.world = world
+        self.number = number
+        self.host = host
+        self.requests: deque[tuple[StoreRequest, Call]] = deque()
+        self.replies: deque[tuple[StoreRequest, Call, StoreReply]] = deque()
+        self.produced: deque[Entry] = deque()
+        self.commits = Committer(world)
+        self.fetch_at = -1
+        self.end_asked = False
+        self.offsets_asked = False
+        self.answers: list[int] = []  # end offsets that were told
+        self.crash_after = -1  # requests of a step that are still carried out; -1: all
+        self.crash_in_run = -1  # runs that are still made
+        self.slow_run = False  # the next run outlasts its locks
+        self.die_at = -1  # command at which the script of its next call dies; -1: none
+        self.lives = 0  # times it has claimed the partition
+        self.asleep = 0  # actions that it misses: it is stopped
+        self.touched = True  # something has happened to it since its last turn
+        self._looped_ms = world.clock.now_ms
+        self._handler_ms = 0
+        self._away = False
+        self._keeper: object = None
+        self.pipeline = Pipeline(
+            world.settings,
+            0,
+            PARTITIONS,
+            f"{host}:1:x/0/{number}",
+            meter=Meter(world.counts),
+            random=world.random,
+            warn=lambda event, **fields: None,
+            may_take=self._may_take,
+            force=force,
+        )
+        self.runner = Runner(self._handle, 0, world.clock, lambda since, offset: None)
+
+    def _may_take(self, owner: str) -> bool:
+        """A supervisor knows which workers of its own host are dead, and nothing of others."""
+        host, number = owner.split(":")[0], int(owner.rsplit("/", 1)[1])
+        return host == self.host and number in self.world.dead
+
+    def _handle(self, event: Event) -> None:
+        world = self.world
+        fail = event.payload.get("fail")
+        ok = not (fail is True or (isinstance(fail, int) and event.attempt <= fail))
+        world.judge.run(self, event)
+        if world.slow_handlers:
+            world.clock.now_ms += world.random.choice((0, 0, 1, 30))
+        if event.payload.get("reject"):
+            raise Reject("no")
+        if not ok:
+            raise ValueError("fails")
+
+    # --- a turn of the loop -----------------------------------------------------------------------
+
+    def is_due(self) -> bool:
+        """Whether a turn may lead to anything."""
+        return self.touched or self.world.clock.now_ms != self._looped_ms
+
+    def turn(self) -> None:
+        """What happened to this process and its servers, then everything the pipeline asks for."""
+        self._watch()
+        self.touched = False
+        for request in self.pipeline.step(self.world.clock.now_ms):
+            if self.crash_after >= 0:
+                self.crash_after -= 1
+                if self.crash_after < 0:
+                    raise Crash
+            self.touched = True
+            self._carry_out(request)
+
+    def _watch(self) -> None:
+        world, now = self.world, self.world.clock.now_ms
+        stalled = now - self._looped_ms - self._handler_ms > STALL_MS
+        self._looped_ms, self._handler_ms = now, 0
+        away = world.redis_away or world.kafka_away
+        if away and not self._away:
+            self.pipeline.suspend()
+        elif (self._away or stalled) and not away:
+            self.pipeline.resume(now)
+        self._away = away
+        keeper = self.pipeline._gap_keeper
+        if keeper is not self._keeper:
+            self._keeper, close_read = keeper, keeper.close_read
+            keeper.close_read = lambda: self._judge_gaps(close_read())  # type: ignore[method-assign]
+
+    def _judge_gaps(self, gaps: list[Gap]) -> list[Gap]:
+        """Looks at each gap that is closed because its time has passed."""
+        for gap in gaps:
+            self.world.judge.gap_closed(self, gap)
+        return gaps
+
+    def _carry_out(self, request: Any) -> None:
+        world = self.world
+        if isinstance(request, Run):
+            self._run(request)
+        elif isinstance(request, Produce):
+            self.produced.append(request.entry)
+        elif isinstance(request, Commit):
+            self.commits.commit(request.offset)
+        elif isinstance(request, FetchEnd):
+            self.end_asked = True
+        elif isinstance(request, FetchOffsets):
+            self.offsets_asked = True
+        elif isinstance(request, Seek):
+            self.fetch_at = request.offset
+        else:
+            transitions.asked(world.counts, request)
+            self.requests.append((request, world.scripts.encode(request)))
+
+    def _run(self, request: Run) -> None:
+        world, begun_ms = self.world, self.world.clock.now_ms
+        if self.crash_in_run >= 0:
+            self.runner.run(request.entries[: self.crash_in_run])
+            raise Crash
+        if self.slow_run:
+            self.slow_run = False
+            self._outlast(request.entries)
+        outcomes = self.runner.run(request.entries)
+        world.judge.raise_of_runs()
+        took_ms = world.clock.now_ms - begun_ms
+        self._handler_ms += took_ms
+        transitions.ran(world.counts, request, outcomes)
+        self.pipeline.on_ran(request, outcomes, took_ms or 0.1, world.clock.now_ms)
+
+    def _outlast(self, entries: list[Entry]) -> None:
+        """The first handler takes twice as long as its lock lives; the keeper renews the locks meanwhile."""
+        world, ownership = self.world, self.pipeline.ownership
+        held = [entry for entry in entries if entry.granted_ms and not entry.passed]
+        for _ in range(6):
+            world.clock.now_ms += world.settings.inflight_ttl_ms // 3
+            if not world.redis_away:
+                renew = Renew(ownership.epoch, ownership.owner, held)
+                transitions.answered(world.counts, renew, world.store.perform(world.scripts, renew))
+
+    # --- replies ----------------------------------------------------------------------------------
+
+    def take_reply(self) -> None:
+        """Hand the first reply to the pipeline. Raises Fenced."""
+        request, _, reply = self.replies.popleft()
+        pipeline, now = self.pipeline, self.world.clock.now_ms
+        transitions.answered(self.world.counts, request, reply)
+        if isinstance(request, Finalize):
+            assert isinstance(reply, Finalized)
+            pipeline.on_finalized(request, reply, now, self.world.clock.wall_ms())
+        elif isinstance(request, Acquire):
+            assert isinstance(reply, Acquired)
+            pipeline.on_acquired(request, reply, now)
+        elif isinstance(request, LoadUsers):
+            assert isinstance(reply, list)
+            pipeline.on_loaded(request, reply, now)
+        elif isinstance(request, Claim):
+            assert isinstance(reply, Claimed)
+            self.lives += reply.status == "ok"
+            for then in pipeline.on_claimed(reply, now):
+                self._carry_out(then)
+        elif isinstance(request, Release):
+            pipeline.on_released(request)
+
+
+__all__ = ["Crash", "Fenced", "SimulatedWorker"]
