@@ -26,6 +26,7 @@ LAYERS = {
     "core": {"_reorder"},
     "machine": {
         "asides",
+        "breaker",
         "finalizer",
         "gaps",
         "handlers",
