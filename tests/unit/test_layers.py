@@ -21,6 +21,7 @@ LAYERS = {
         "settings_load",
         "metrics",
         "spawn",
+        "server_process",
         "logs",
     },
     "core": {"_reorder"},
