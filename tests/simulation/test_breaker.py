@@ -28,8 +28,9 @@ def test_a_breaker_loses_doubles_and_reorders_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr("tests.simulation.world.SimulatedWorker", Guarded)
     counts: Counter[str] = Counter()
     for seed in range(SEEDS):
-        limits: dict[str, Any] = {"dlq_max_consecutive": seed % 3, "dlq_max_ratio": 0.002 * (1 - seed % 2)}
-        world = World(seed, overrides=limits)
+        chosen: dict[str, Any] = {"dlq_max_consecutive": seed % 3, "dlq_max_ratio": 0.002 * (1 - seed % 2)}
+        chosen["max_attempts"] = 1 + seed // 6 % 2
+        world = World(seed, overrides=chosen)
         world.run()
         counts.update(world.counts)
     assert counts["resumed"] > SEEDS

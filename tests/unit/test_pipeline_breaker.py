@@ -13,7 +13,8 @@ BAD = b"no json"
 
 
 def make(most: int = 2, **settings: Any) -> Driver:
-    return Driver(dlq_max_consecutive=most, max_attempts=2, retry_backoff_ms=0, **settings).own()
+    settings = {"max_attempts": 2, "retry_backoff_ms": 0} | settings
+    return Driver(dlq_max_consecutive=most, **settings).own()
 
 
 def settle(driver: Driver) -> None:
@@ -72,8 +73,10 @@ def test_resumed_the_last_run_is_done_once_more() -> None:
     assert driver.floor_stored() == driver.end
 
 
-def test_a_cured_handler_processes_what_was_held_in_order() -> None:
-    driver = make(1)
+@pytest.mark.parametrize("batch_max", [1, 500])  # what follows stands in line, or was in the same run
+@pytest.mark.parametrize("max_attempts", [1, 2])  # with a retry its lane is kept apart already
+def test_a_cured_handler_processes_what_was_held_in_order(batch_max: int, max_attempts: int) -> None:
+    driver = make(1, batch_max=batch_max, max_attempts=max_attempts)
     sick = [True]
 
     def fall_ill() -> None:
@@ -90,7 +93,7 @@ def test_a_cured_handler_processes_what_was_held_in_order() -> None:
     driver.pipeline.close_breaker()
     settle(driver)
     assert driver.order("v") == [1, 2, 3]
-    assert [driver.hash(f"v-{seq}")["attempts"] for seq in (1, 2, 3)] == ["2", "1", "1"]
+    assert [driver.hash(f"v-{seq}")["attempts"] for seq in (1, 2, 3)] == [str(max_attempts), "1", "1"]
     assert driver.letters() == ["u-1"]
     assert driver.floor_stored() == driver.end
     assert driver.locks() == []
