@@ -53,6 +53,7 @@ Gauge = Literal[
     "started_ms",
     "redis_down",
     "kafka_down",
+    "breaker_open",
     "redis_bytes_used",
     "redis_maxmemory",
     "redis_bytes_per_event",
@@ -146,6 +147,7 @@ METRICS: tuple[Metric, ...] = (
     _gauge("started_ms", "when the worker started, since 1970", "worker_start_time_seconds", _MS),
     _gauge("redis_down", "1 while Redis does not answer this worker"),
     _gauge("kafka_down", "1 while Kafka does not answer this worker"),
+    _gauge("breaker_open", "1 while the partition is stopped before one dead letter too many"),
     _gauge("redis_bytes_used", "memory Redis uses (used_memory)", "redis_used_bytes", scope="deployment"),
     _gauge(
         "redis_maxmemory", "memory Redis may use, 0: unlimited", "redis_maxmemory_bytes", scope="deployment"
@@ -202,10 +204,10 @@ class Distribution:
 # --- layout of a page, in 8-byte words ---------------------------------------------------------------
 
 # used for progress, not exposed as metrics of their own
-_PROGRESS, _LAST_BEAT, _RUNNING_SINCE, _RUNNING_OFFSET, _STATE = range(5)
+_PROGRESS, _LAST_BEAT, _RUNNING_SINCE, _RUNNING_OFFSET, _STATE, _RESUMES, _RESUMED = range(7)
 _TEXT_WORDS = 31  # one of length and checksum, 240 bytes
 _TEXT_BYTES = (_TEXT_WORDS - 1) * 8
-_LAST_ERROR = 5
+_LAST_ERROR = 7
 _STATE_REASON = _LAST_ERROR + _TEXT_WORDS
 _LAST_DEAD_LETTER = _STATE_REASON + _TEXT_WORDS
 _FIRST_METRIC = _LAST_DEAD_LETTER + _TEXT_WORDS
@@ -299,6 +301,25 @@ class Page:
         """A handler runs since then, on the record at `offset`; 0: none does."""
         self._words[_RUNNING_OFFSET] = offset
         self._words[_RUNNING_SINCE] = since_ms
+
+    def ask_resume(self) -> int:
+        """Ask the worker to close its breaker; the number of times it was asked. The supervisor's word."""
+        self._words[_RESUMES] += 1
+        return int(self._words[_RESUMES])
+
+    @property
+    def resumes(self) -> int:
+        """How often the worker was asked."""
+        return int(self._words[_RESUMES])
+
+    @property
+    def resumed(self) -> int:
+        """Up to which of these the worker has obeyed; the worker's word."""
+        return int(self._words[_RESUMED])
+
+    @resumed.setter
+    def resumed(self, number: int) -> None:
+        self._words[_RESUMED] = number
 
     @property
     def progress(self) -> int:

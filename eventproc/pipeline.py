@@ -22,6 +22,7 @@ from random import Random
 from eventproc._entry import grant, oldest_grant, take_outcomes
 from eventproc._reorder import Arrivals, ReorderBuffer
 from eventproc.asides import Asides
+from eventproc.breaker import Breaker
 from eventproc.effects import (
     Acquire,
     Acquired,
@@ -85,6 +86,7 @@ class Pipeline:
         self._intake = Intake(settings, partition, partitions)
         self._by_event = settings.locking == "event"
         self.ownership = Ownership(settings, partition, owner, may_take, force)
+        self._breaker = Breaker(settings.dlq_max_ratio, settings.dlq_max_consecutive)
         self.draining = False
         self.drained = False
         self._suspended = False
@@ -119,6 +121,7 @@ class Pipeline:
             now_ms,
         )
         self._done = self._finalizer.done
+        self._held: list[Entry] = []  # not dead-lettered, because the breaker is open
         self._unknown: list[str] = []
         self._loading: LoadUsers | None = None
         self._waiting: deque[Entry] = deque()  # for acquire
@@ -145,6 +148,7 @@ class Pipeline:
         return (
             self.ownership.owned
             and not self.draining
+            and not self._breaker.open
             and len(self._waiting) + len(self._done) + self._lanes.ready() < 4 * self._settings.batch_max
             and self.buffer.position - self.buffer.floor() < self._settings.max_replay_records
         )
@@ -153,6 +157,16 @@ class Pipeline:
     def paused(self) -> bool:
         """Whether reading has stood still for long enough to stop the gap timers."""
         return self._paused
+
+    @property
+    def stopped(self) -> str:
+        """Why the breaker is open; empty while it is not."""
+        return self._breaker.reason
+
+    @property
+    def next_dead_letter(self) -> Entry | None:
+        """The event that the open breaker holds."""
+        return self._held[0] if self._held else None
 
     @property
     def foreign(self) -> dict[str, str]:
@@ -185,7 +199,7 @@ class Pipeline:
 
     def next_deadline_ms(self) -> int:
         """When `step` is due although nothing happens, monotonic; -1 = no such time."""
-        times = [self._lanes.next_due_ms(), self.buffer.next_deadline_ms()]
+        times = [self._lanes.next_due_ms(), -1 if self._paused else self.buffer.next_deadline_ms()]
         return min((t for t in times if t >= 0), default=-1)
 
     # --- what happens -----------------------------------------------------------------------------
@@ -207,11 +221,11 @@ class Pipeline:
         finalize = self._finalizer.step(now_ms, lambda: self.draining or self.idle)
         if finalize is not None:
             requests.append(finalize)
-        if not self.draining:
+        if not self.draining and not self._breaker.open:
             self._acquire(requests)
         requests += self._settler.produce()
         self._commit(now_ms, requests)
-        if not self.draining:
+        if not self.draining and not self._breaker.open:
             self._run(now_ms, requests)
         return requests
 
@@ -227,6 +241,17 @@ class Pipeline:
         """They are back, or this process was stopped until now: every full gap timeout starts anew."""
         self._suspended = False
         self._gap_keeper.restart(now_ms)
+
+    def close_breaker(self) -> None:
+        """Go on: what failed last runs once more, and other dead letters are sent."""
+        self._breaker.close()
+        held, self._held = self._held, []
+        for entry in held:
+            if entry.status or entry.letter:
+                self._dead_letter(entry)
+            else:
+                entry.reason, entry.error = "", ""
+                self._lanes.enter(entry)
 
     def on_offsets(self, offsets: Offsets) -> None:
         """Reply to FetchOffsets."""
@@ -361,7 +386,7 @@ class Pipeline:
     def _take_other(self, entry: Entry, now_ms: int, held_ms: list[int]) -> None:
         """A letter, what is only looked up, or an id that is under way already."""
         if entry.letter:
-            self._done.append(entry)
+            self._dead_letter(entry)
             return
         if entry.look:
             self._look(entry)
@@ -474,7 +499,34 @@ class Pipeline:
                 entry.reason = "late" if late else "stale"
             if self._settings.late_policy == "skip":
                 entry.reason = ""
-        self._done.append(entry)
+        if entry.reason:
+            self._dead_letter(entry)
+        else:
+            self._done.append(entry)
+
+    def _dead_letter(self, entry: Entry) -> None:
+        """Finalize what is judged and goes to the DLQ, unless the breaker holds it."""
+        if self._admits(entry):
+            self._done.append(entry)
+        else:
+            self._held.append(entry)
+
+    def _admits(self, entry: Entry) -> bool:
+        was_open = self._breaker.open
+        if self._breaker.admits(entry.offset):
+            return True
+        if not was_open:
+            self._warn(
+                "dead_letters_stopped",
+                why=self._breaker.reason,
+                id=entry.id,
+                user=entry.user,
+                offset=entry.offset,
+                reason=entry.reason,
+                error=entry.error,
+                remedy=f"correct the cause, then `eventproc-supervisor resume --partition {self._partition}`",
+            )
+        return False
 
     def _final(self, entry: Entry, final: Final) -> None:
         """The id is final already (CONTRACT 4.4, 4.7)."""
@@ -501,7 +553,7 @@ class Pipeline:
         self._free_id(entry)
         self._lanes.drop(entry)
         if not same:
-            self._done.append(self._conflict_letter(entry))
+            self._dead_letter(self._conflict_letter(entry))
         elif entry.reason:
             self._settler.dead_letter(entry)
         else:
@@ -556,6 +608,7 @@ class Pipeline:
         entries = request.entries
         not_run: list[Entry] = []
         runs = 0
+        counted = 0  # runs that the breaker knows of
         at = 0
         while True:
             upto = take_outcomes(entries, outcomes, at)
@@ -567,14 +620,17 @@ class Pipeline:
             if outcome is None:  # it was passed
                 self._done.append(entry)
                 if entry.reason == "id_conflict":
-                    self._done.append(self._conflict_letter(entry))
+                    self._dead_letter(self._conflict_letter(entry))
             elif outcome is NOT_RUN:
                 not_run.append(entry)
             else:
+                self._breaker.succeeded(runs - counted)
                 runs += 1
+                counted = runs
                 assert isinstance(outcome, BaseException)
                 self._failed(entry, outcome, now_ms)
             at = upto + 1
+        self._breaker.succeeded(runs - counted)
         if not_run:
             self._lanes.put_back(not_run)
         if runs:
@@ -590,7 +646,13 @@ class Pipeline:
             entry.status = "failed"
             entry.reason = "rejected" if isinstance(error, Reject) else "handler"
             entry.error = describe_failure(error)
-            self._done.append(entry)
+            if self._admits(entry):
+                self._done.append(entry)
+            else:  # its user waits for it, as for a retry; this run does not count
+                entry.attempts -= 1
+                entry.status = ""
+                self._lanes.block(entry)
+                self._held.append(entry)
             return
         self._meter.inc("retries")
         if s.retry_backoff == "linear":
@@ -631,6 +693,9 @@ class Pipeline:
 
     def _watch_reading(self, now_ms: int) -> None:
         """Time in which nothing is read does not count for gaps (CONTRACT 4.2)."""
+        if self._breaker.open:
+            self._paused = True
+            return
         if self.wants_records:
             self._idle_reading_ms = None
             if self._paused:

@@ -152,6 +152,13 @@ class Settings(BaseSettings):
     # Dead letters
     dlq_max_len: PositiveInt = Field(default=100_000, description="ids kept in dlq:list")
     dlq_ttl_s: PositiveInt = Field(default=604_800, description="life of dlq:<id>, s")
+    dlq_max_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="a partition stops before a larger share of 1000 events is dead-lettered; 0: off",
+    )
+    dlq_max_consecutive: NonNegativeInt = Field(
+        default=0, description="a partition stops before more events in a row are dead-lettered; 0: off"
+    )
     dlq_raw_max_bytes: NonNegativeInt = Field(
         default=16_384, description="bytes of the record kept in dlq:<id>"
     )

@@ -411,6 +411,12 @@ class Worker:
     def _publish(self, now_ms: int) -> None:
         self._published_ms = now_ms
         page, pipeline, buffer = self._page, self.pipeline, self.pipeline.buffer
+        if page.resumed != page.resumes:
+            page.resumed = page.resumes
+            if pipeline.stopped:
+                self._log.info("resumed", by="operator")
+                pipeline.close_breaker()
+        page.set("breaker_open", int(bool(pipeline.stopped)))
         self._publish_trouble()
         if self._dead_letter is not None:
             page.last_dead_letter = _describe(self._dead_letter)
@@ -446,6 +452,13 @@ class Worker:
         page.set("lag", max(0, high - page.get("committed")))
 
     def _pause_reason(self) -> str:
+        if self.pipeline.stopped:
+            entry = self.pipeline.next_dead_letter
+            return (
+                f"stopped by the breaker after {self.pipeline.stopped}:"
+                f" `eventproc-supervisor resume --partition {self._partition}` goes on;"
+                f" the next is {_describe(entry) if entry else 'not known'}"
+            )
         if not self._channel.up:
             return f"Redis: {self._channel.last_error}"
         if self._consumer.down:
@@ -494,6 +507,7 @@ def main() -> int:
     page.reset_gauges()
     page.state = "starting"
     page.set("pid", os.getpid())
+    page.resumed = page.resumes  # asked of its predecessor
     page.set("started_ms", clock.wall_ms())
     page.beat(clock.monotonic_ms())
     try:

@@ -307,11 +307,15 @@ class Supervisor:
                     await slot.restart()
                     yield {"partition": slot.partition, "pid": slot.pid, "state": slot.page.state}
                 yield {"ok": True}
+            case "resume":
+                for slot in self._chosen(request.get("partition")):
+                    yield {"partition": slot.partition, "resumed": await slot.resume()}
+                yield {"ok": True}
             case other:
-                raise UsageError(f"unknown command {other!r}: status, stop, restart")
+                raise UsageError(f"unknown command {other!r}: status, stop, restart, resume")
 
     def _chosen(self, partition: Any) -> list[WorkerSlot]:
-        """The slots of a restart: all, or that of one partition."""
+        """The slots that are meant: all, or that of one partition."""
         if self._stop.is_set():
             raise EventprocError("the supervisor is stopping")
         if not self._slots:

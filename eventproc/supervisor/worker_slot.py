@@ -10,7 +10,7 @@ from typing import Any
 
 from eventproc import logs
 from eventproc.clock import Clock
-from eventproc.errors import ConfigError, Fenced, HandlerLoadError
+from eventproc.errors import ConfigError, EventprocError, Fenced, HandlerLoadError
 from eventproc.metrics import Board
 from eventproc.settings import Settings
 from eventproc.spawn import WorkerSpec
@@ -22,6 +22,7 @@ from eventproc.supervisor.watch import Rate, Watch, final_events
 BOOT_FAILURES = (ConfigError.exit_code, HandlerLoadError.exit_code)
 _LOOK_S = 0.25
 _ABORT_S = 2.0
+_RESUME_MS = 5_000
 _READY_STATES = ("running", "paused", "standby")
 
 
@@ -133,6 +134,18 @@ class WorkerSlot:
             if self._starts > starts and self._process and self.page.state in _READY_STATES:
                 return
             await asyncio.sleep(_LOOK_S / 5)
+
+    async def resume(self) -> bool:
+        """Let the partition go on that its breaker has stopped; whether it was stopped."""
+        if self._process is None or not self.page.get("breaker_open"):
+            return False
+        asked = self.page.ask_resume()
+        deadline_ms = self._clock.monotonic_ms() + _RESUME_MS
+        while self.page.resumed < asked and self._clock.monotonic_ms() < deadline_ms:
+            await asyncio.sleep(_LOOK_S / 5)
+        if self.page.resumed < asked:
+            raise EventprocError(f"partition {self.partition} has not resumed within {_RESUME_MS} ms")
+        return True
 
     def kill(self) -> None:
         """End the worker now, whatever it does."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,11 @@ class Deployment:
             for _ in client.ask(60, command="restart", partition=partition):
                 pass
 
+    def resume(self, partition: int | None = None) -> list[dict[str, Any]]:
+        """As `eventproc-supervisor resume`; its replies."""
+        with ControlClient(RuntimePaths.of(self.settings).socket) as client:
+            return list(client.ask(60, command="resume", partition=partition))
+
     def worker(self, partition: int = 0) -> dict[str, Any]:
         found: dict[str, Any] = self.status()["workers"][partition]
         return found
@@ -233,6 +239,15 @@ class Deployment:
             for sample in family.samples
             if sample.name == f"eventproc_{name}" and labels.items() <= sample.labels.items()
         )
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status code and body of /readyz."""
+        url = self.status()["supervisor"]["monitor"]["url"]
+        try:
+            with _DIRECT.open(f"{url}/readyz", timeout=10) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
 
     def picture(self) -> str:
         """All there is to see of it, for a failure's message."""

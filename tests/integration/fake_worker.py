@@ -3,7 +3,8 @@
 `EVENTPROC_TEST_PLAN` is a folder. The file `<partition>` in it is read all the time; its words are the
 command: `boot-fail <code> <message>`, `crash <code>`, `silent` (no beat), `handler` (one that
 never ends), `standby <owner>`, `stubborn` (ignores TERM), `events <n>` and `dead-letters <n>` (that many
-at each turn). No file: it runs, idle. `starts-<partition>` gets a line for each start: pid, start_count,
+at each turn), `stopped` (by its breaker, until it is told to resume), `deaf` (the same, for good). No
+file: it runs, idle. `starts-<partition>` gets a line for each start: pid, start_count,
 takeover.
 """
 
@@ -63,6 +64,15 @@ def work(page: Page, command: Path) -> int:
                 page.state = "running"
                 page.beat(clock.monotonic_ms())
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            case ["stopped" | "deaf" as how]:
+                if page.state != "paused":
+                    page.enter("paused", "stopped by the breaker")
+                    page.set("breaker_open", 1)
+                if how == "stopped" and page.resumed != page.resumes:
+                    page.resumed = page.resumes
+                    page.set("breaker_open", 0)
+                    command.write_text("")
+                page.beat(clock.monotonic_ms())
             case _:
                 if words[:1] == ["events"]:
                     page.inc("events", int(words[1]), "processed")

@@ -18,7 +18,8 @@ _FOLDER = "EVENTPROC_TEST_RUNS"
 def act(event: Event) -> None:
     """Do what `payload.do` says: [verb, argument]. Nothing: succeed.
 
-    `fail n`: raise in the first n attempts. `reject why`. `exit code`: SystemExit. `sleep ms`.
+    `fail n`: raise in the first n attempts. `fail-while name`: raise as long as that file is there.
+    `reject why`. `exit code`: SystemExit. `sleep ms`.
     """
     begin_ms = _now_ms()
     outcome = "fail"
@@ -48,6 +49,8 @@ def _do(event: Event, verb: str, argument: object) -> None:
     match verb, argument:
         case "fail", int(times) if event.attempt <= times:
             raise RuntimeError(f"attempt {event.attempt} of {event.id} fails")
+        case "fail-while", str(name) if (Path(os.environ[_FOLDER]) / name).exists():
+            raise ConnectionError("the database is away")
         case "reject", str(why):
             raise Reject(why)
         case "exit", int(code):

@@ -17,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,
 )
 
+from eventproc.broker.admin import Admin
 from eventproc.broker.consumer import PartitionConsumer
 from eventproc.broker.embedded import PARTITION_MAX_BYTES, EmbeddedBroker, MockCluster, check_not_dropped
 from eventproc.broker.producer import DeadLetterProducer, EventProducer, Outcome
@@ -90,7 +91,9 @@ def read_all(settings: Settings, topic: str, partitions: int, count: int) -> lis
         found: list[Message] = []
         deadline = CLOCK.monotonic_ms() + 20_000
         while len(found) < count:
-            assert CLOCK.monotonic_ms() < deadline, f"{len(found)} of {count} records"
+            if CLOCK.monotonic_ms() > deadline:
+                with Admin(settings) as admin:
+                    raise AssertionError(f"{len(found)} of {count} records, {admin.watermarks(topic)}")
             found += consumer.consume(100, 0.1)
         return found
     finally:

@@ -428,7 +428,30 @@ def test_restart_of_a_partition_that_is_not_there(start: Start) -> None:
     assert found.stderr == "error: partition 8 is not one of this supervisor's: 0, 1, 2\n"
 
 
-@pytest.mark.parametrize("verb", ["status", "stop", "restart"])
+def test_resume_reaches_the_stopped_ones_and_tells_of_the_others(start: Start) -> None:
+    it = start().ready()
+    it.tell(1, "stopped")
+    wait_for(lambda: it.worker(1)["state"] == "paused")
+    assert command(it, "resume", "--partition", "0").stdout == "partition 0: was not stopped\n"
+    found = command(it, "resume")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == [
+        *("partition 0: was not stopped", "partition 1: goes on", "partition 2: was not stopped")
+    ]
+    wait_for(lambda: it.worker(1)["state"] == "running")
+    assert command(it, "resume", "--partition", "9").returncode == 2
+
+
+def test_a_worker_that_does_not_resume_is_told(start: Start) -> None:
+    it = start().ready()
+    it.tell(1, "deaf")
+    wait_for(lambda: it.worker(1)["state"] == "paused")
+    found = command(it, "resume", "--partition", "1")
+    assert found.returncode == 1
+    assert found.stderr == "error: partition 1 has not resumed within 5000 ms\n"
+
+
+@pytest.mark.parametrize("verb", ["status", "stop", "restart", "resume"])
 def test_without_a_supervisor_the_socket_is_named(start: Start, verb: str) -> None:
     it = start()
     it.close()

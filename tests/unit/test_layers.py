@@ -21,11 +21,13 @@ LAYERS = {
         "settings_load",
         "metrics",
         "spawn",
+        "server_process",
         "logs",
     },
     "core": {"_reorder", "_entry", "_intake"},
     "machine": {
         "asides",
+        "breaker",
         "finalizer",
         "gaps",
         "handlers",

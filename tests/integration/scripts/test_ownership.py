@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,27 +11,14 @@ from eventproc.effects import Claim, UserState
 from eventproc.errors import ConfigError
 from eventproc.store.scripts import script_error
 from tests.integration.supervised import wait_for
-from tests.redis_server import RedisServer, binary, bundled_binary
 from tests.script_runner import ScriptRunner, entry, group, settings, values
 
 KEY = "partition:events:0"
 
 
-@pytest.fixture(scope="module", params=["system", "oldest"])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(executable=binary() if request.param == "system" else bundled_binary()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    client = server.client()
-    client.flushall()
-    return client
-
-
 @pytest.fixture
 def me(client: Any) -> ScriptRunner:
+    """One who has claimed nothing yet."""
     return ScriptRunner(client)
 
 
