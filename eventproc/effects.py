@@ -97,12 +97,29 @@ class Gap:
 
 
 @dataclass(slots=True)
+class Death:
+    """A worker died while handlers ran, on the records at `offsets`; `id` tells one death from another."""
+
+    id: str
+    offsets: list[int]
+    cause: str
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A record that ran when a worker died. `deaths` counts those at which it ran alone."""
+
+    deaths: int
+    cause: str  # of the latest
+
+
+@dataclass(slots=True)
 class Claim:
     """Take the partition, or learn who has it.
 
     `may_take` is the owner string that may be superseded although its lease runs ("" = none): a dead
     predecessor. `force` takes it anyway. `offset` and `baseline` (-1 = none) are stored only when Redis
-    holds no position.
+    holds no position. `death` is to be recorded with the claim, once however often it is told.
     """
 
     owner: str
@@ -111,11 +128,13 @@ class Claim:
     force: bool = False
     offset: int = -1
     baseline: int = -1
+    death: Death | None = None
 
 
 @dataclass(slots=True)
 class Claimed:
-    """`held`: another owner's lease runs; `owner` and `age_ms` name it. Else epoch, rev, position."""
+    """`held`: another owner's lease runs; `owner` and `age_ms` name it. Else epoch, rev, position, and the
+    suspects by offset."""
 
     status: Literal["ok", "held"]
     epoch: int = 0
@@ -124,6 +143,7 @@ class Claimed:
     baseline: int = -1
     owner: str = ""
     age_ms: int = 0
+    suspects: dict[int, Suspect] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

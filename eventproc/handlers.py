@@ -7,6 +7,7 @@ import inspect
 import os
 import random
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
@@ -185,6 +186,8 @@ class Runner:
                 )
             except BaseException as error:  # SystemExit too: the handler's end is not the worker's
                 broken.add(entry.lane)
+                if isinstance(error, MemoryError):
+                    traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
                 done(error)
             else:
                 if returned is not None and inspect.isawaitable(returned):

@@ -320,6 +320,12 @@ class Page:
         return int(self._words[_RUNNING_OFFSET])
 
     @property
+    def running_offsets(self) -> list[int]:
+        """Offsets of all running records; what a dead worker leaves here is what it died of, or with."""
+        offset = self.running_offset
+        return [offset] if offset >= 0 else []
+
+    @property
     def state(self) -> State:
         """Where the worker stands; assigning it clears `state_reason`."""
         return STATES[self._words[_STATE]]

@@ -26,6 +26,7 @@ from eventproc.effects import (
     Acquired,
     Claimed,
     Commit,
+    Death,
     Entry,
     FetchEnd,
     Final,
@@ -51,6 +52,7 @@ from eventproc.lanes import Lanes
 from eventproc.ownership import Ownership
 from eventproc.settings import Settings
 from eventproc.settler import Settler
+from eventproc.suspects import Suspects
 
 LOCKED_RETRY_MS = 50
 PAUSE_COUNTS_MS = 1000  # not reading for longer stops the gap timers
@@ -60,7 +62,7 @@ class Pipeline:
     """The state machine of one partition; see the module's text.
 
     `partitions` is the topic's number of partitions, `owner` this worker's token; `warn(event, **fields)`
-    takes what an operator should read.
+    takes what an operator should read. `death` is that of the worker before, if handlers ran then.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Pipeline:
         warn: Callable[..., None],
         may_take: Callable[[str], bool] = lambda owner: False,
         force: bool = False,
+        death: Death | None = None,
     ) -> None:
         self._settings = settings
         self._partition = partition
@@ -83,7 +86,8 @@ class Pipeline:
         self._warn = warn
         self._intake = Intake(settings, partition, partitions)
         self._by_event = settings.locking == "event"
-        self.ownership = Ownership(settings, partition, owner, may_take, force)
+        self.ownership = Ownership(settings, partition, owner, may_take, force, death)
+        self._suspects = Suspects()
         self.draining = False
         self.drained = False
         self._suspended = False
@@ -104,6 +108,7 @@ class Pipeline:
         self._gap_keeper = GapKeeper(self.buffer)
         self._asides = Asides(self._found_foreign)
         self._lanes = Lanes()
+        self._suspects.turn.clear()
         self._ids = InflightIds()
         self._settler = Settler(self.buffer, self._lanes, self._warn)
         self._finalizer = Finalizer(
@@ -164,6 +169,11 @@ class Pipeline:
         return self._settler.floor
 
     @property
+    def suspects(self) -> list[int]:
+        """Offsets of the records that run alone, because a worker died while they ran."""
+        return self._suspects.offsets()
+
+    @property
     def acked_floor(self) -> int:
         """The last floor that Redis acknowledged."""
         return self._finalizer.acked_floor
@@ -203,9 +213,7 @@ class Pipeline:
             self._expire(now_ms, requests)
             self._load(requests)
         # finalize before acquire: what it writes to the gap ledger decides look-ups behind it
-        finalize = self._finalizer.step(now_ms, lambda: self.draining or self.idle)
-        if finalize is not None:
-            requests.append(finalize)
+        self._finalize(now_ms, requests)
         if not self.draining:
             self._acquire(requests)
         requests += self._settler.produce()
@@ -237,6 +245,7 @@ class Pipeline:
         if start < 0:
             return []
         self._reset(start, now_ms)
+        self._suspects.learn(reply.suspects, start)
         if reply.offset != start:
             self._finalizer.acked_floor = -1  # to be written at once
         return [Seek(start)]
@@ -488,17 +497,39 @@ class Pipeline:
     # --- run --------------------------------------------------------------------------------------
 
     def _run(self, now_ms: int, requests: list[Request]) -> None:
-        if self._running is not None or not self._lanes.ready():
+        if self._running is not None:
+            return
+        if self._suspects.turn:
+            self._run_suspect(now_ms, requests)
+            return
+        if not self._lanes.ready():
             return
         n = self._settings.batch_max
         if self._run_ms:
             n = max(1, min(n, int(RUN_SLICE_MS / self._run_ms)))
         entries = self._lanes.take(n)
+        if self._suspects:
+            entries = self._suspects.single_out(entries, self._lanes, self._done)
+            if not entries:
+                self._finalize(now_ms, requests)
+                self._run_suspect(now_ms, requests)
+                return
         oldest_ms = now_ms - self._settings.inflight_ttl_ms // 2
         if self._asides or (self._by_event and min([e.granted_ms for e in entries]) < oldest_ms):
             entries = self._hold_back(entries, oldest_ms)
         if entries:
             self._running = Run(entries)
+            requests.append(self._running)
+
+    def _run_suspect(self, now_ms: int, requests: list[Request]) -> None:
+        """One suspect alone (CONTRACT 4.9), once all that has run is written: its death is to cost nobody
+        else another run."""
+        if self._finalizer.busy():
+            return
+        entry = self._suspects.turn.popleft()
+        self._lanes.drop(entry)
+        for free in self._hold_back([entry], now_ms - self._settings.inflight_ttl_ms // 2):
+            self._running = Run([free])
             requests.append(self._running)
 
     def _hold_back(self, entries: list[Entry], oldest_ms: int) -> list[Entry]:
@@ -570,12 +601,19 @@ class Pipeline:
 
     # --- finalize ---------------------------------------------------------------------------------
 
+    def _finalize(self, now_ms: int, requests: list[Request]) -> None:
+        finalize = self._finalizer.step(now_ms, lambda: self.draining or self.idle)
+        if finalize is not None:
+            requests.append(finalize)
+
     def on_finalized(self, request: Finalize, reply: Finalized, now_ms: int, wall_ms: int) -> None:
         """Reply to Finalize. Raises Fenced."""
         if not self._finalizer.takes(request) or self._lost(reply.status):
             return
         written = self._finalizer.on_finalized(request, reply, now_ms, wall_ms)
         self._waiting += self._ids.free_all(written.freed)
+        if self._suspects:
+            self._suspects.forget_below(self.acked_floor)
         if written.rejoined:
             self._lanes.put_back(written.rejoined)
         for entry in written.final:

@@ -20,6 +20,8 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 #: Far above any sensible value, and far below what overflows in a socket, in Redis or in Lua.
 MOST = 2**31 - 1
 PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+#: What a worker needs before a handler is loaded, and some.
+LEAST_MEMORY = 256 * 2**20
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -170,6 +172,9 @@ class Settings(BaseSettings):
     restart_budget: PositiveInt = Field(
         default=10, description="restarts in a row before a partition waits restart_backoff_max_ms each time"
     )
+    worker_memory_max_bytes: Annotated[int, Field(ge=0, le=2**50)] = Field(
+        default=0, description="memory that a worker may allocate, bytes (Linux); 0: no limit"
+    )
     worker_nice: Annotated[int, Field(ge=0, le=19)] = Field(default=5, description="niceness of the workers")
     runtime_dir: str = Field(
         default="", description="folder of the control socket; empty: $XDG_RUNTIME_DIR or /tmp"
@@ -253,6 +258,11 @@ class Settings(BaseSettings):
             problems.append(
                 f"restart_backoff_max_ms={self.restart_backoff_max_ms}:"
                 f" should be at least restart_backoff_ms={self.restart_backoff_ms}"
+            )
+        if 0 < self.worker_memory_max_bytes < LEAST_MEMORY:
+            problems.append(
+                f"worker_memory_max_bytes={self.worker_memory_max_bytes}: should be at least {LEAST_MEMORY},"
+                " or 0 for no limit"
             )
         if self.dlq_topic == self.kafka_topic:
             problems.append(f"kafka_dlq_topic='{self.dlq_topic}': should differ from kafka_topic")

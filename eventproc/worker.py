@@ -9,6 +9,7 @@ import faulthandler
 import gc
 import os
 import random
+import resource
 import secrets
 import signal
 import sys
@@ -26,6 +27,7 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Death,
     FetchEnd,
     FetchOffsets,
     Finalize,
@@ -77,6 +79,7 @@ class Worker:
         *,
         may_take: Callable[[str], bool] = lambda owner: False,
         force: bool = False,
+        death: Death | None = None,
         crash: Callable[[crashpoints.Point], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -96,6 +99,7 @@ class Worker:
             warn=self._warn,
             may_take=may_take,
             force=force,
+            death=death,
         )
         self._consumer = PartitionConsumer(settings, partition, clock)
         self._producer = DeadLetterProducer(settings)
@@ -285,6 +289,9 @@ class Worker:
                 )
             if pipeline.owned:
                 self._log.info("claimed", epoch=pipeline.ownership.epoch, offset=pipeline.buffer.position)
+                self._publish(now_ms)  # before any handler runs: the supervisor goes by it
+            if pipeline.suspects:
+                self._log.warning("suspects", offsets=pipeline.suspects, remedy="none: each runs alone")
         elif isinstance(request, Release):
             self._at("after_release")
             pipeline.on_released(request)
@@ -414,6 +421,7 @@ def main() -> int:
     faulthandler.enable()
     settings = Settings(**spec.settings)
     os.nice(settings.worker_nice)
+    _limit_memory(settings.worker_memory_max_bytes)
     logs.configure(settings.log_level, settings.log_format, partition=spec.partition)
     clock = SystemClock()
     board = Board.open(spec.board_fd, spec.slots)
@@ -436,6 +444,7 @@ def main() -> int:
             clock,
             may_take=lambda owner: _is_over(owner, spec.supervisor),
             force=spec.takeover,
+            death=Death(**spec.death) if spec.death is not None else None,
             crash=crashpoints.from_environment(spec.partition, spec.start_count),
         )
         _stop_on_signals(worker)
@@ -450,6 +459,15 @@ def main() -> int:
         return error.exit_code
     page.state = "stopped"
     return 0
+
+
+def _limit_memory(most_bytes: int) -> None:
+    """Let allocations beyond that fail: private memory, without what is only reserved or shared.
+
+    The limit ends a handler by a MemoryError, or the process where a library takes that for the end.
+    """
+    if most_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
 
 
 def _is_over(owner: str, supervisor: str) -> bool:

@@ -332,6 +332,11 @@ class Deployment:
         assert report.clean, f"{json.dumps(report.as_json(), indent=1)}\n{self.log()[-6000:]}"
         return report
 
+    def begun(self, id: str) -> int:
+        """How many runs of ACT were begun for that event."""
+        lines = [line for path in self.runs.glob("*.begun") for line in path.read_text().splitlines()]
+        return sum(line.split()[0] == id for line in lines)
+
     def times(self) -> Iterator[tuple[str, int, int, int]]:
         """(id, attempt, begin ms, end ms) of each run of ACT."""
         for path in sorted(self.runs.glob("*.times")):

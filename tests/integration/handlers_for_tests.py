@@ -1,13 +1,17 @@
 """Handlers that do as the event says, and write down each run; for tests with real workers.
 
 `EVENTPROC_TEST_RUNS` is a folder. They append to `<partition>.runs` what `eventproc verify --runs` reads;
-`act` also to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run.
+`act` also to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run, and
+to `<partition>.begun` one line `<id> <attempt>` before it, for runs that have no end.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from eventproc import Event, Reject
@@ -18,9 +22,11 @@ _FOLDER = "EVENTPROC_TEST_RUNS"
 def act(event: Event) -> None:
     """Do what `payload.do` says: [verb, argument]. Nothing: succeed.
 
-    `fail n`: raise in the first n attempts. `reject why`. `exit code`: SystemExit. `sleep ms`.
+    `fail n`: raise in the first n attempts. `reject why`. `exit code`: SystemExit. `sleep ms`. `die how`: see
+    DEATHS. `hog`: ask for more memory than there is.
     """
     begin_ms = _now_ms()
+    _write(event, f"{event.partition}.begun", f"{event.id} {event.attempt}\n")
     outcome = "fail"
     try:
         _do(event, *event.payload.get("do", ("nothing", 0)))
@@ -54,6 +60,28 @@ def _do(event: Event, verb: str, argument: object) -> None:
             raise SystemExit(code)
         case "sleep", int(ms):
             time.sleep(ms / 1000)
+        case "die", str(how):
+            DEATHS[how]()
+        case "hog", _:
+            hoard = []
+            while True:
+                hoard.append(bytearray(2**24))
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(60)
+
+
+#: Ways in which a handler ends its worker. The kernel's OOM killer sends a SIGKILL.
+DEATHS: dict[str, Callable[[], object]] = {
+    "exit": lambda: os._exit(7),
+    "exit in good order": lambda: os._exit(0),
+    "segfault": lambda: ctypes.string_at(0),
+    "abort": os.abort,
+    "out of memory": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": _hang,
+}
 
 
 def _now_ms() -> int:

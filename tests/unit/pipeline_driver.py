@@ -20,6 +20,7 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Death,
     Entry,
     FetchEnd,
     FetchOffsets,
@@ -130,6 +131,7 @@ class Driver:
         committed: int = -1,
         may_take: Callable[[str], bool] = lambda owner: False,
         force: bool = False,
+        death: Death | None = None,
         **settings: Any,
     ) -> None:
         self.clock = clock or ManualClock()
@@ -161,6 +163,7 @@ class Driver:
             warn=lambda name, **fields: self.warnings.append((name, fields)),
             may_take=may_take,
             force=force,
+            death=death,
         )
         self.runner = Runner(self._handle, partition, self.clock, lambda since_ms, offset: None)
 

@@ -35,6 +35,7 @@ LAYERS = {
         "ownership",
         "pipeline",
         "settler",
+        "suspects",
     },
     "broker": {"broker"},
     "store": {"store"},
