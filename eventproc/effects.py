@@ -354,9 +354,19 @@ class Produce:
 @dataclass(slots=True)
 class Run:
     """Run the handler on these, in order; the rest of a lane is left unrun after a failure, and all that is
-    left when it takes long."""
+    left when it takes long. An async handler is begun on all of them, beside what runs already; each tells
+    its end as it comes (`Ended`)."""
 
     entries: list[Entry]
+
+
+@dataclass(slots=True)
+class Ended:
+    """An async handler has ended: by itself (`error` is None), or by raising."""
+
+    entry: Entry
+    error: BaseException | None
+    took_ms: float
 
 
 BrokerRequest = FetchOffsets | Seek | FetchEnd | Commit | Produce

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from copy import copy
 from functools import partial
+from operator import attrgetter
 from random import Random
 
 from eventproc._reorder import Arrivals, ReorderBuffer
@@ -27,6 +28,7 @@ from eventproc.effects import (
     Claimed,
     Commit,
     Death,
+    Ended,
     Entry,
     FetchEnd,
     Final,
@@ -36,6 +38,8 @@ from eventproc.effects import (
     Offsets,
     Record,
     Release,
+    Renew,
+    Renewed,
     Request,
     Run,
     Seek,
@@ -63,6 +67,7 @@ class Pipeline:
 
     `partitions` is the topic's number of partitions, `owner` this worker's token; `warn(event, **fields)`
     takes what an operator should read. `death` is that of the worker before, if handlers ran then.
+    `concurrency` is how many async handlers may run at a time; 0: the handler is a sync one.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Pipeline:
         may_take: Callable[[str], bool] = lambda owner: False,
         force: bool = False,
         death: Death | None = None,
+        concurrency: int = 0,
     ) -> None:
         self._settings = settings
         self._partition = partition
@@ -88,6 +94,9 @@ class Pipeline:
         self._by_event = settings.locking == "event"
         self.ownership = Ownership(settings, partition, owner, may_take, force, death)
         self._suspects = Suspects()
+        self._concurrency = concurrency
+        self._tasks: set[Entry] = set()  # on which an async handler runs
+        self._strays: set[Entry] = set()  # those from before a rewind, whose results are thrown away
         self.draining = False
         self.drained = False
         self._suspended = False
@@ -107,7 +116,11 @@ class Pipeline:
         )
         self._gap_keeper = GapKeeper(self.buffer)
         self._asides = Asides(self._found_foreign)
-        self._lanes = Lanes()
+        self._strays |= self._tasks
+        self._tasks = set()
+        self._renewing: Renew | None = None
+        self._renewed_ms = now_ms
+        self._lanes = Lanes(one_each=self._concurrency > 0)
         self._suspects.turn.clear()
         self._ids = InflightIds()
         self._settler = Settler(self.buffer, self._lanes, self._warn)
@@ -202,10 +215,14 @@ class Pipeline:
     def step(self, now_ms: int) -> list[Request]:
         """What to do next, in this order. Raises nothing."""
         if not self.ownership.owned:
+            if self._strays:
+                return []  # they end before anything is run anew
             request = self.ownership.step(now_ms)
             return [request] if request is not None else []
         requests: list[Request] = []
         self._lanes.fire(now_ms)
+        if self._tasks:
+            self._renew(now_ms, requests)
         if self.draining:
             self._drain(requests)
         else:
@@ -219,7 +236,10 @@ class Pipeline:
         requests += self._settler.produce()
         self._commit(now_ms, requests)
         if not self.draining:
-            self._run(now_ms, requests)
+            if self._concurrency:
+                self._begin_tasks(now_ms, requests)
+            else:
+                self._run(now_ms, requests)
         return requests
 
     def drain(self) -> None:
@@ -514,7 +534,7 @@ class Pipeline:
                 self._finalize(now_ms, requests)
                 self._run_suspect(now_ms, requests)
                 return
-        oldest_ms = now_ms - self._settings.inflight_ttl_ms // 2
+        oldest_ms = self._oldest_ms(now_ms)
         if self._asides or (self._by_event and min([e.granted_ms for e in entries]) < oldest_ms):
             entries = self._hold_back(entries, oldest_ms)
         if entries:
@@ -526,11 +546,18 @@ class Pipeline:
         else another run."""
         if self._finalizer.busy():
             return
-        entry = self._suspects.turn.popleft()
-        self._lanes.drop(entry)
-        for free in self._hold_back([entry], now_ms - self._settings.inflight_ttl_ms // 2):
-            self._running = Run([free])
-            requests.append(self._running)
+        for free in self._hold_back([self._suspects.turn.popleft()], self._oldest_ms(now_ms)):
+            if self._concurrency:
+                self._tasks.add(free)
+                requests.append(Run([free]))
+            else:
+                self._lanes.drop(free)
+                self._running = Run([free])
+                requests.append(self._running)
+
+    def _oldest_ms(self, now_ms: int) -> int:
+        """When a lock must have been taken to last through a run."""
+        return now_ms - self._settings.inflight_ttl_ms // 2
 
     def _hold_back(self, entries: list[Entry], oldest_ms: int) -> list[Entry]:
         """Leave out what may not run now: users set aside, and locks too old to last through a run."""
@@ -538,6 +565,7 @@ class Pipeline:
         behind: set[str | int] = set()
         for entry in entries:
             if self._asides.holds_back(entry):
+                self._lanes.drop(entry)
                 continue
             if entry.lane in behind:
                 self._lanes.put_back([entry])
@@ -579,6 +607,92 @@ class Pipeline:
             each_ms = took_ms / runs
             self._run_ms = each_ms if not self._run_ms else 0.8 * self._run_ms + 0.2 * each_ms
             self._meter.observe("handler_ms", [each_ms] * runs)
+
+    # --- async handlers ---------------------------------------------------------------------------
+
+    def _begin_tasks(self, now_ms: int, requests: list[Request]) -> None:
+        """Begin as many as may run, one of each lane (CONTRACT section 5)."""
+        begun: list[Entry] = []
+        while not self._suspects.turn and len(self._tasks) < self._concurrency:
+            entries = self._lanes.take(self._concurrency - len(self._tasks))
+            if not entries:
+                break
+            if self._suspects:
+                entries = self._suspects.single_out(entries, self._lanes, self._done)
+            for entry in self._hold_back(entries, self._oldest_ms(now_ms)):
+                if entry.passed:
+                    self._lanes.drop(entry)
+                    self._passed(entry)
+                else:
+                    self._tasks.add(entry)
+                    begun.append(entry)
+        if begun:
+            requests.append(Run(begun))
+        elif self._done:
+            self._finalize(now_ms, requests)
+        if self._suspects.turn and not self._tasks:
+            self._run_suspect(now_ms, requests)
+
+    def on_ended(self, ended: list[Ended], now_ms: int) -> None:
+        """Async handlers have ended, in any order; those from before a rewind count for nothing."""
+        took_ms: list[float] = []
+        for it in ended:
+            entry = it.entry
+            if entry not in self._tasks:
+                self._strays.discard(entry)
+                continue
+            if (
+                isinstance(it.error, MemoryError)
+                and len(self._tasks) > 1
+                and entry.offset not in self._suspects
+            ):
+                # who asks in vain need not be who has taken it all: alone that will be seen
+                self._suspects.add(entry.offset, "out of memory")
+                self._tasks.discard(entry)
+                self._lanes.enter(entry)
+                continue
+            self._tasks.discard(entry)
+            took_ms.append(it.took_ms)
+            if it.error is None:
+                entry.attempts += 1
+                entry.status = "processed"
+                self._done.append(entry)
+            else:
+                self._failed(entry, it.error, now_ms)
+            if entry.status:
+                self._lanes.drop(entry)
+        if took_ms:
+            self._meter.inc("handler_runs", len(took_ms))
+            self._meter.observe("handler_ms", took_ms)
+            each_ms = sum(took_ms) / len(took_ms) / self._concurrency
+            self._run_ms = each_ms if not self._run_ms else 0.8 * self._run_ms + 0.2 * each_ms
+
+    def _renew(self, now_ms: int, requests: list[Request]) -> None:
+        """Keep the locks of what runs long; a lock may have lived half its life when the run began."""
+        if self._renewing is not None or now_ms - self._renewed_ms < self._settings.inflight_ttl_ms // 6:
+            return
+        self._renewed_ms = now_ms
+        before_ms = now_ms - self._settings.inflight_ttl_ms // 6
+        held = [entry for entry in self._tasks if 0 < entry.granted_ms <= before_ms]
+        if held:
+            held.sort(key=attrgetter("offset"))
+            self._renewing = Renew(self.ownership.epoch, self.ownership.owner, held)
+            requests.append(self._renewing)
+
+    def on_renewed(self, request: Renew, reply: Renewed, now_ms: int) -> None:
+        """Reply to Renew. Raises Fenced. A lock that is another's by now is left: finalize sees to it."""
+        if request is not self._renewing:
+            return
+        self._renewing = None
+        if self._lost(reply.status):
+            return
+        for entry in request.entries:
+            entry.granted_ms = self._renewed_ms
+
+    def _passed(self, entry: Entry) -> None:
+        self._done.append(entry)
+        if entry.reason == "id_conflict":
+            self._done.append(self._conflict_letter(entry))
 
     def _failed(self, entry: Entry, error: BaseException, now_ms: int) -> None:
         entry.attempts += 1
@@ -676,7 +790,7 @@ class Pipeline:
     # --- the end ----------------------------------------------------------------------------------
 
     def _drain(self, requests: list[Request]) -> None:
-        if self._acquiring is not None or self._running is not None:
+        if self._acquiring is not None or self._running is not None or self._tasks:
             return
         if self._release is None:
             left = [*self._lanes.entries(), *self._waiting, *self._asides.entries()]

@@ -20,6 +20,8 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 #: Far above any sensible value, and far below what overflows in a socket, in Redis or in Lua.
 MOST = 2**31 - 1
 PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+#: As many async handlers may run at a time in one worker.
+MAX_CONCURRENCY = 1024
 #: What a worker needs before a handler is loaded, and some.
 LEAST_MEMORY = 256 * 2**20
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
@@ -72,6 +74,9 @@ class Settings(BaseSettings):
     # Events
     handler: str = Field(
         default="eventproc.handlers:simulate", description="package.module:callable for each event"
+    )
+    concurrency: Annotated[int, Field(gt=0, le=MAX_CONCURRENCY)] = Field(
+        default=384, description="async handlers that run at a time in one partition, one of each user"
     )
     processing_delay_ms: NonNegativeInt = Field(
         default=0, description="the built-in handler sleeps a random time up to this, ms"

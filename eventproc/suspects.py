@@ -36,6 +36,13 @@ class Suspects:
         self._known |= suspects
         self.forget_below(start)
 
+    def add(self, offset: int, cause: str) -> None:
+        """The record is to run alone for another reason than a death."""
+        self._known.setdefault(offset, Suspect(0, cause))
+
+    def __contains__(self, offset: int) -> bool:
+        return offset in self._known
+
     def forget_below(self, floor: int) -> None:
         """What is below is final. One that is final further up is never asked about again."""
         if min(self._known, default=floor) < floor:
@@ -62,6 +69,7 @@ class Suspects:
                 behind.add(lane)
                 lanes.put_back([entry])
             elif self._convict(entry):
+                lanes.drop(entry)
                 done.append(entry)
             else:
                 behind.add(lane)

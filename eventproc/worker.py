@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import secrets
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from eventproc import crashpoints, logs, spawn
+from eventproc.async_runner import AsyncRunner
 from eventproc.broker.consumer import PartitionConsumer
 from eventproc.broker.producer import DeadLetterProducer
 from eventproc.clock import Clock, SystemClock
@@ -35,13 +37,15 @@ from eventproc.effects import (
     LoadUsers,
     Produce,
     Release,
+    Renew,
+    Renewed,
     Run,
     Seek,
     StoreReply,
     StoreRequest,
 )
-from eventproc.errors import ConfigError, EventprocError, Transient
-from eventproc.handlers import Handler, Runner, load_handler
+from eventproc.errors import ConfigError, EventprocError, Fenced, Transient
+from eventproc.handlers import Handler, Runner, is_async, load_handler
 from eventproc.keeper import Keeper
 from eventproc.metrics import Board, Page, State
 from eventproc.pipeline import Pipeline
@@ -52,6 +56,7 @@ CONSUME_RECORDS = 1000
 IDLE_WAIT_MS = 100
 REPLY_WAIT_MS = 2
 FULL_WAIT_MS = 20
+TASK_WAIT_MS = 5
 PUBLISH_MS = 100
 PAUSE_AFTER_MS = 200
 OFFSETS_TIMEOUT_S = 5.0
@@ -100,12 +105,16 @@ class Worker:
             may_take=may_take,
             force=force,
             death=death,
+            concurrency=settings.concurrency if is_async(handler) else 0,
         )
         self._consumer = PartitionConsumer(settings, partition, clock)
         self._producer = DeadLetterProducer(settings)
         self._channel = Channel(settings, settings.kafka_topic, partition, clock)
         self._runner = Runner(handler, partition, clock, page.running)
         self._keeper = Keeper(settings, partition, clock)
+        self._tasks: AsyncRunner | None = None
+        if is_async(handler):
+            self._tasks = AsyncRunner(handler, partition, clock, page.task, settings.concurrency)
         self._stop_asked = False
         self._drain_until_ms = 0
         self._offsets_at_ms = -1  # when to ask for offsets; -1: not asked
@@ -125,7 +134,10 @@ class Worker:
 
     def run(self) -> None:
         """Work until stopped. Raises EventprocError when it cannot go on."""
-        self._keeper.start()
+        if self._tasks is not None:
+            self._tasks.start()
+        else:
+            self._keeper.start()
         self._looped_ms = self._clock.monotonic_ms()
         try:
             while not self._finished():
@@ -133,8 +145,14 @@ class Worker:
             if self.pipeline.owned and not self._consumer.flush_commits(5):
                 self._log.warning("commit_not_acknowledged", offset=self.pipeline.acked_floor)
             self._publish(self._clock.monotonic_ms())
+        except Fenced:
+            self._let_end()
+            raise
         finally:
             self._keeper.stop()
+            if self._tasks is not None:
+                self._tasks.close()
+            self._page.forget_runs()  # what is cut short here has killed nobody
             self._producer.close()
             self._consumer.close()
             self._channel.close()
@@ -147,7 +165,7 @@ class Worker:
         if not pipeline.draining:
             pipeline.drain()
             self._page.state = "draining"
-            self._drain_until_ms = now_ms + int(self._settings.shutdown_timeout_s * 1000 * DRAIN_SHARE)
+            self._drain_until_ms = now_ms + self._drain_ms()
         if not pipeline.owned or pipeline.drained:
             return True
         if now_ms >= self._drain_until_ms:
@@ -161,6 +179,19 @@ class Worker:
             return True
         return False
 
+    def _let_end(self) -> None:
+        """Let what runs end; its results are thrown away (CONTRACT section 6)."""
+        if self._tasks is None:
+            return
+        until_ms = self._clock.monotonic_ms() + self._drain_ms()
+        while self._tasks.under_way and self._clock.monotonic_ms() < until_ms:
+            self._tasks.collect()
+            self._page.beat(self._clock.monotonic_ms())
+            self._clock.sleep_ms(TASK_WAIT_MS)
+
+    def _drain_ms(self) -> int:
+        return int(self._settings.shutdown_timeout_s * 1000 * DRAIN_SHARE)
+
     # --- one turn of the loop -----------------------------------------------------------------------------
 
     def _turn(self) -> None:
@@ -173,10 +204,18 @@ class Worker:
         self._fetch_offsets(now_ms)
         busy |= self._take_deliveries()
         busy |= self._take_end()
-        busy |= self._take_records(0 if busy or self._channel.pending else self._idle_wait_ms(now_ms))
-        # nothing but a reply is of use while no records are wanted; the socket ends the wait
-        wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
-        self._take_replies(0 if busy else wait_ms)
+        busy |= self._take_ended()
+        tasks = self._tasks is not None and self._tasks.under_way > 0
+        at_once = busy or tasks or self._channel.pending
+        busy |= self._take_records(0 if at_once else self._idle_wait_ms(now_ms))
+        if tasks:
+            busy |= self._take_replies(0)
+            if not busy:
+                self._await_task()
+        else:
+            # nothing but a reply is of use while no records are wanted; the socket ends the wait
+            wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
+            self._take_replies(0 if busy else wait_ms)
         now_ms = self._clock.monotonic_ms()
         self._page.beat(now_ms)
         if now_ms - self._published_ms >= PUBLISH_MS:
@@ -256,10 +295,31 @@ class Worker:
         self.pipeline.on_end_offset(end)
         return True
 
-    def _take_replies(self, wait_ms: int) -> None:
+    def _take_ended(self) -> bool:
+        """What async handlers have come to."""
+        if self._tasks is None:
+            return False
+        ended = self._tasks.collect()
+        if ended:
+            self._at("after_run")
+            self.pipeline.on_ended(ended, self._clock.monotonic_ms())
+        return bool(ended)
+
+    def _await_task(self) -> None:
+        """Wait a moment for a handler's end or a reply; records come meanwhile without telling."""
+        assert self._tasks is not None
+        poller = select.poll()
+        poller.register(self._tasks, select.POLLIN)
+        if self._channel.fileno() >= 0:
+            poller.register(self._channel, select.POLLIN)
+        poller.poll(TASK_WAIT_MS)
+
+    def _take_replies(self, wait_ms: int) -> bool:
         channel = self._channel
-        for request, reply in channel.poll(wait_ms if channel.pending else 0):
+        replies = channel.poll(wait_ms if channel.pending else 0)
+        for request, reply in replies:
             self._take_reply(request, reply)
+        return bool(replies)
 
     def _take_reply(self, request: StoreRequest, reply: StoreReply) -> None:
         pipeline = self.pipeline
@@ -295,6 +355,9 @@ class Worker:
         elif isinstance(request, Release):
             self._at("after_release")
             pipeline.on_released(request)
+        elif isinstance(request, Renew):
+            assert isinstance(reply, Renewed)
+            pipeline.on_renewed(request, reply, now_ms)
 
     def _carry_out(self, request: Any) -> None:
         if isinstance(request, Run):
@@ -314,6 +377,9 @@ class Worker:
         elif isinstance(request, Seek):
             self._consumer.seek(request.offset)
             self._reading_paused = False
+        elif isinstance(request, Renew):
+            self._page.inc("redis_calls", 1, "renew")
+            self._channel.submit(request)
         else:
             call = _CALLS[type(request)]
             self._page.inc("redis_calls", 1, call)
@@ -322,6 +388,9 @@ class Worker:
 
     def _run_handler(self, request: Run) -> None:
         self._at("before_run")
+        if self._tasks is not None:
+            self._tasks.begin(request.entries)
+            return
         ownership = self.pipeline.ownership
         begun_ms = self._clock.monotonic_ms()
         self._keeper.begin(ownership.epoch, ownership.owner, request.entries)

@@ -208,7 +208,7 @@ class WorkerSlot:
         """
         if watch.ran:
             self._death = None  # it was recorded with the claim
-        offsets = self.page.running_offsets
+        offsets = [offset for _, offset in self.page.runs if offset >= 0]
         if not offsets or (self._draining and code == -signal.SIGKILL):
             return
         self._death = {

@@ -34,7 +34,9 @@ from tests.integration.supervised import ROOT, alive, wait_for
 from tests.redis_server import RedisServer
 
 ACT = "tests.integration.handlers_for_tests:act"
+ACT_ASYNC = f"{ACT}_async"
 PACED = "tests.integration.handlers_for_tests:paced"
+PACED_ASYNC = f"{PACED}_async"
 GAP_TIMEOUT_MS = 600
 #: The real command, tied to the life of the test's process.
 _ENTRY = """

@@ -58,7 +58,7 @@ def work(page: Page, command: Path) -> int:
             case ["handler", *stubborn]:
                 if stubborn:
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                if not page.running_since_ms:
+                if not page.runs:
                     page.state = "running"
                     page.running(clock.monotonic_ms(), 17)
                     print("handling", file=sys.stderr, flush=True)

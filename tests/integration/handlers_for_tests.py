@@ -7,6 +7,7 @@ to `<partition>.begun` one line `<id> <attempt>` before it, for runs that have n
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -46,8 +47,38 @@ def paced(event: Event) -> None:
 
 
 async def act_async(event: Event) -> None:
-    """What this version refuses."""
-    act(event)
+    """As `act`, but sleeps and hangs let the others go on; `block ms` is the sleep that does not.
+
+    Also `cancelled`: as if its task had been cancelled.
+    """
+    begin_ms = _now_ms()
+    _write(event, f"{event.partition}.begun", f"{event.id} {event.attempt}\n")
+    outcome = "fail"
+    try:
+        match event.payload.get("do", ("nothing", 0)):
+            case "sleep", int(ms):
+                await asyncio.sleep(ms / 1000)
+            case "block", int(ms):
+                time.sleep(ms / 1000)
+            case "die", "hang":
+                await asyncio.get_running_loop().create_future()
+            case "cancelled", _:
+                raise asyncio.CancelledError
+            case verb, argument:
+                _do(event, verb, argument)
+        outcome = "ok"
+    finally:
+        _write(event, f"{event.partition}.times", f"{event.id} {event.attempt} {begin_ms} {_now_ms()}\n")
+        _write_run(event, outcome)
+
+
+async def paced_async(event: Event) -> None:
+    """As `paced`, a cancelled run apart."""
+    await asyncio.sleep(int((Path(os.environ[_FOLDER]) / "pace").read_text()) / 1000)
+    failing = bool(event.payload.get("fail"))
+    _write_run(event, "fail" if failing else "ok")
+    if failing:
+        raise RuntimeError("payload.fail is true")
 
 
 def _do(event: Event, verb: str, argument: object) -> None:

@@ -21,6 +21,8 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Death,
+    Ended,
     Entry,
     FetchEnd,
     FetchOffsets,
@@ -31,6 +33,8 @@ from eventproc.effects import (
     Offsets,
     Produce,
     Release,
+    Renew,
+    Renewed,
     Run,
     Seek,
     StoreReply,
@@ -136,7 +140,7 @@ class Violation(AssertionError):
 class SimulatedWorker:
     """What worker.py does around the pipeline, with queues where the network is."""
 
-    def __init__(self, world: World, number: int, force: bool) -> None:
+    def __init__(self, world: World, number: int, force: bool, death: Death | None) -> None:
         self.world = world
         self.number = number
         self.requests: deque[StoreRequest] = deque()
@@ -156,7 +160,10 @@ class SimulatedWorker:
             warn=lambda event, **fields: None,
             may_take=lambda owner: world.is_dead(owner),
             force=force,
+            death=death,
+            concurrency=world.concurrency,
         )
+        self.tasks: list[Entry] = []  # on which an async handler runs
         self.answers: list[int] = []
         self._watched: object = None
         self.runner = Runner(self._handle, 0, world.clock, lambda since, offset: None)
@@ -178,6 +185,7 @@ class SimulatedWorker:
         return gaps
 
     def turn(self) -> None:
+        self._end_tasks()
         now = self.world.clock.now_ms
         keeper = self.pipeline._gap_keeper
         if keeper is not self._watched:
@@ -190,9 +198,27 @@ class SimulatedWorker:
                     raise Crash
             self._carry_out(request)
 
+    def _end_tasks(self) -> None:
+        """Some of the async handlers that run end, in any order."""
+        if not self.tasks:
+            return
+        self.world.random.shuffle(self.tasks)
+        for _ in range(self.world.random.randint(0, len(self.tasks))):
+            entry = self.tasks.pop()
+            [outcome] = self.runner.run([entry])
+            assert outcome is None or isinstance(outcome, BaseException)
+            self.pipeline.on_ended([Ended(entry, outcome, 0.1)], self.world.clock.now_ms)
+
+    def _begin(self, entries: list[Entry]) -> None:
+        self.tasks += entries
+        if len({entry.lane for entry in self.tasks}) < len(self.tasks) or len(self.tasks) > 4:
+            raise Violation(f"run together: {[(entry.lane, entry.seq) for entry in self.tasks]}")
+
     def _carry_out(self, request: Any) -> None:
         world = self.world
-        if isinstance(request, Run):
+        if isinstance(request, Run) and world.concurrency:
+            self._begin(request.entries)
+        elif isinstance(request, Run):
             outcomes = self.runner.run(request.entries)
             self.pipeline.on_ran(request, outcomes, 0.1, world.clock.now_ms)
         elif isinstance(request, Produce):
@@ -226,6 +252,9 @@ class SimulatedWorker:
                 self._carry_out(then)
         elif isinstance(request, Release):
             pipeline.on_released(request)
+        elif isinstance(request, Renew):
+            assert isinstance(reply, Renewed)
+            pipeline.on_renewed(request, reply, now)
 
 
 class Crash(Exception):
@@ -261,6 +290,7 @@ class World:
             "redis_url": "redis://none",
         }
         self.settings = Settings(**(choices | self.overrides))
+        self.concurrency = rng.choice((0, 0, 4))  # of an async handler
         self.scripts = ScriptSet(self.settings, TOPIC, 0)
         self.counts: dict[str, int] = defaultdict(int)
         self.log: list[FakeRecord] = []
@@ -342,9 +372,11 @@ class World:
 
     # --- actions ----------------------------------------------------------------------------------
 
-    def _start(self, force: bool) -> SimulatedWorker:
+    def _start(self, force: bool, dead: SimulatedWorker | None = None) -> SimulatedWorker:
         self.workers += 1
-        return SimulatedWorker(self, self.workers, force)
+        ran = [entry.offset for entry in dead.tasks] if dead is not None else []
+        death = Death(f"d{self.workers}", ran, "killed") if ran else None
+        return SimulatedWorker(self, self.workers, force, death)
 
     def is_dead(self, owner: str) -> bool:
         return int(owner.rsplit("/", 1)[1]) in self.dead
@@ -395,7 +427,7 @@ class World:
         if worker in self.zombies:
             self.zombies.remove(worker)
         else:
-            self.worker = self._start(force=False)
+            self.worker = self._start(force=False, dead=worker)
 
     def _act_of(self, worker: SimulatedWorker, choice: float) -> None:
         rng, clock = self.random, self.clock

@@ -48,6 +48,7 @@ LAYERS = {
         "audit",
         "workload",
         "keeper",
+        "async_runner",
         "crashpoints",
     },
     "front": {"__init__", "__main__"},
