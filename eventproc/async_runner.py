@@ -82,7 +82,7 @@ class AsyncRunner:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop)
             self._thread.join(2 * _CANCEL_S)
-        if not self._thread.is_alive():
+        if not self._thread.is_alive() and not self._loop.is_closed():
             self._loop.close()
             os.close(self._reader)
             os.close(self._writer)
@@ -114,6 +114,8 @@ class AsyncRunner:
             failure = error
             if isinstance(error, MemoryError):
                 traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
+        if self._closing:
+            return
         self._mark(slot, 0, -1)
         self._slots.append(slot)
         self._ended.append(Ended(entry, failure, self._clock.monotonic_ms() - begun_ms))

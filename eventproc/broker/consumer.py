@@ -134,8 +134,9 @@ class PartitionConsumer:
     # --- reading ------------------------------------------------------------------------------------
 
     def seek(self, offset: int) -> None:
-        """Read from `offset` on; everything fetched before is thrown away, also what is queued locally."""
+        """Read from `offset` on, paused or not; what was fetched before is thrown away, queued or not."""
         self._assign(offset)
+        self.resume()  # a partition that is assigned anew is still paused
         self.position = offset
 
     def consume(self, max_records: int, timeout_s: float) -> list[Message]:

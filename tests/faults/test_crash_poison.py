@@ -11,7 +11,7 @@ from eventproc.suspects import CRASH_DEATHS
 from eventproc.workload import Workload
 from tests.faults.conftest import Deploy
 from tests.integration.conftest import BrokerUnderTest
-from tests.integration.deployment import ACT, Deployment, event, headers_of
+from tests.integration.deployment import ACT, ACT_ASYNC, Deployment, event, headers_of
 from tests.integration.handlers_for_tests import DEATHS
 
 pytestmark = pytest.mark.timeout(120)
@@ -93,6 +93,44 @@ def test_on_a_real_kafka_with_partition_locks(kafka_broker: BrokerUnderTest, dep
     assert_buried(it, "free", TOLD["exit"], offsets[51])
     assert it.order("u0") == [1, 3]
     it.audit(crashed=True, ledger=False)
+    assert it.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["exit", "segfault", "out of memory", "hang"])
+def test_one_of_many_async_handlers_kills_them_all(
+    how: str, embedded_broker: BrokerUnderTest, deploy: Deploy
+) -> None:
+    it = deploy(embedded_broker, handler=ACT_ASYNC, handler_timeout_ms=1500)
+    crowd = [f"u{n}" for n in range(30)]
+    it.send(*[event(user, 1, do=("sleep", 40)) for user in crowd])
+    [offset] = it.send(event("poison", 1, do=("die", how)))
+    it.send(event("poison", 2), *[event(user, seq, do=("sleep", 20)) for seq in (2, 3) for user in crowd])
+    it.start()
+    it.idle(100)
+    assert_buried(it, "poison-1", TOLD[how].replace("1000", "1500"), offset)
+    assert it.begun("poison-1") == RUNS
+    assert it.order("poison") == [2]
+    assert all(it.order(user) == [1, 2, 3] for user in crowd)
+    assert all(it.hash(f"event:{user}-1")["attempts"] == "1" for user in crowd)
+    assert it.worker()["restarts"] == RUNS
+    assert len(it.dead_letters()) == 1
+    assert it.locks() == []
+    it.audit(crashed=True, ledger=False)
+    assert it.stop() == 0
+
+
+def test_memory_that_runs_out_beside_others_is_held_against_none_of_them(
+    embedded_broker: BrokerUnderTest, deploy: Deploy
+) -> None:
+    it = deploy(embedded_broker, handler=ACT_ASYNC, worker_memory_max_bytes=600 * 2**20, max_attempts=1)
+    crowd = [f"u{n}" for n in range(30)]
+    it.send(*[event(user, 1, do=("sleep", 500)) for user in crowd], event("hog", 1, do=("hog", 0)))
+    it.start()
+    it.idle()
+    assert "MemoryError" in it.hash("dlq:hog-1")["error"]
+    assert it.begun("hog-1") == 2  # beside others, and alone
+    assert all(it.status_of(f"{user}-1") == "processed" for user in crowd)
+    assert it.worker()["restarts"] == 0
     assert it.stop() == 0
 
 

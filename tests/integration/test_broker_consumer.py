@@ -155,6 +155,17 @@ class TestReading:
         consumer.resume()
         assert numbers(read(consumer, 5)) == [10, 11, 12, 13, 14]
 
+    def test_a_seek_ends_a_pause(self, broker: BrokerUnderTest, consumer_of: Open) -> None:
+        settings = broker.settings()
+        produce(settings, 10)
+        consumer = consumer_of(settings)
+        consumer.seek(0)
+        read(consumer, 10)
+        consumer.pause()
+        consumer.consume(10, 0.2)
+        consumer.seek(3)
+        assert numbers(read(consumer, 7)) == [3, 4, 5, 6, 7, 8, 9]
+
 
 class TestEnd:
     def test_end_is_of_after_the_request(self, broker: BrokerUnderTest, consumer_of: Open) -> None:
