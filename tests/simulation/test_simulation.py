@@ -39,6 +39,7 @@ def test_no_history_loses_doubles_or_reorders_an_event() -> None:
     with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=context) as pool:
         for part in pool.map(_chunk, range(0, SEEDS, CHUNK)):
             counts.update(part)
+    assert counts["async"] >= SEEDS // 5, counts
     for fault in FAULTS:
         assert counts[f"fault:{fault}"] >= SEEDS // 4, (fault, counts)
     for what in ("rewinds", "gaps_closed{timeout}", "gaps_closed{overflow}", "gaps_closed{reset}", "retries"):
@@ -143,6 +144,43 @@ def _pass(keeper: GapKeeper) -> None:
     if keeper._probing is not None:
         keeper._barriers.append((0, keeper._probing))
         keeper._probing = None
+
+
+def test_notices_two_async_handlers_of_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Lanes._take_heads
+
+    def take_heads(self: Lanes, most: int) -> list[Entry]:
+        taken = original(self, most)
+        for entry in taken:
+            self.drop(entry)
+        return taken
+
+    monkeypatch.setattr(Lanes, "_take_heads", take_heads)
+    assert _violated(("stall",))
+
+
+def test_notices_a_claim_that_does_not_wait_for_async_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pipeline._reset
+
+    def reset(self: Pipeline, position: int, now_ms: int = 0) -> None:
+        original(self, position, now_ms)
+        self._strays.clear()
+
+    monkeypatch.setattr(Pipeline, "_reset", reset)
+    assert _violated(("flush", "rewind"), 200)
+
+
+def test_notices_results_from_before_a_rewind_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pipeline._reset
+
+    def reset(self: Pipeline, position: int, now_ms: int = 0) -> None:
+        tasks = set(self._tasks)
+        original(self, position, now_ms)
+        self._tasks |= tasks
+        self._strays.clear()
+
+    monkeypatch.setattr(Pipeline, "_reset", reset)
+    assert _violated(("flush", "rewind"))
 
 
 def test_the_buffer_is_the_compiled_one() -> None:
