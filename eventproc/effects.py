@@ -289,11 +289,15 @@ class Release:
 
 @dataclass(slots=True)
 class Renew:
-    """Keep the partition and these entries' locks ours while a handler runs long."""
+    """Keep the partition and these entries' locks ours while a handler runs long.
+
+    `rev` is that of the last finalize call before this one; -1: there will be none until this is answered.
+    """
 
     epoch: int
     owner: str
     entries: list[Entry]
+    rev: int = -1
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 from eventproc.effects import Entry
@@ -40,6 +40,11 @@ class Lanes:
         if not self._ready:
             return len(self._line)
         return len(self._line) + sum([len(self._apart[lane]) for lane in self._ready])
+
+    def count(self, heads: Iterable[Entry]) -> int:
+        """How many entries stand in the lanes of these, which are apart."""
+        apart = self._apart
+        return sum([len(apart[head.lane]) for head in heads])
 
     def enter(self, entry: Entry) -> None:
         """The entry may run as soon as it is the head of its lane.

@@ -95,6 +95,7 @@ class Pipeline:
         self.ownership = Ownership(settings, partition, owner, may_take, force, death)
         self._suspects = Suspects()
         self._concurrency = concurrency
+        self._most_at_once = max(settings.batch_max, concurrency)
         self._tasks: set[Entry] = set()  # on which an async handler runs
         self._strays: set[Entry] = set()  # those from before a rewind, whose results are thrown away
         self.draining = False
@@ -118,6 +119,7 @@ class Pipeline:
         self._asides = Asides(self._found_foreign)
         self._strays |= self._tasks
         self._tasks = set()
+        self._behind_tasks = 0  # entries in the lanes of those, themselves included
         self._renewing: Renew | None = None
         self._renewed_ms = now_ms
         self._lanes = Lanes(one_each=self._concurrency > 0)
@@ -162,7 +164,7 @@ class Pipeline:
         return (
             self.ownership.owned
             and not self.draining
-            and len(self._waiting) + len(self._done) + self._lanes.ready() < 4 * self._settings.batch_max
+            and len(self._waiting) + len(self._done) + self._backlog() < 4 * self._most_at_once
             and self.buffer.position - self.buffer.floor() < self._settings.max_replay_records
         )
 
@@ -421,7 +423,7 @@ class Pipeline:
         n = self._settings.batch_max
         if self._run_ms:  # no more than runs within half the lock's life
             n = min(n, int(self._settings.inflight_ttl_ms / 2 / self._run_ms))
-        n = max(1, n) - max(0, self._lanes.ready() - self._settings.batch_max)
+        n = max(1, n) - max(0, self._backlog() - self._most_at_once)
         if n <= 0:
             return
         waiting = self._waiting
@@ -610,6 +612,10 @@ class Pipeline:
 
     # --- async handlers ---------------------------------------------------------------------------
 
+    def _backlog(self) -> int:
+        """How many entries only wait for the handler; not those behind a retry, or a lock."""
+        return self._lanes.ready() + self._behind_tasks
+
     def _begin_tasks(self, now_ms: int, requests: list[Request]) -> None:
         """Begin as many as may run, one of each lane (CONTRACT section 5)."""
         begun: list[Entry] = []
@@ -632,6 +638,7 @@ class Pipeline:
             self._finalize(now_ms, requests)
         if self._suspects.turn and not self._tasks:
             self._run_suspect(now_ms, requests)
+        self._behind_tasks = self._lanes.count(self._tasks)
 
     def on_ended(self, ended: list[Ended], now_ms: int) -> None:
         """Async handlers have ended, in any order; those from before a rewind count for nothing."""
@@ -676,7 +683,8 @@ class Pipeline:
         held = [entry for entry in self._tasks if 0 < entry.granted_ms <= before_ms]
         if held:
             held.sort(key=attrgetter("offset"))
-            self._renewing = Renew(self.ownership.epoch, self.ownership.owner, held)
+            ownership = self.ownership
+            self._renewing = Renew(ownership.epoch, ownership.owner, held, self._finalizer.sent_rev)
             requests.append(self._renewing)
 
     def on_renewed(self, request: Renew, reply: Renewed, now_ms: int) -> None:

@@ -257,7 +257,9 @@ class ScriptSet:
 
     def _renew(self, request: Renew) -> Call:
         keys, args = self._locks(request)
-        return Call("renew_partition", keys, [*args, self._lock_ttl_ms])
+        return Call(
+            "renew_partition", keys, [*args, self._lock_ttl_ms, request.rev if request.rev >= 0 else ""]
+        )
 
     def _locks(self, request: Release | Renew) -> tuple[list[str], list[Argument]]:
         inflight = self.keyspace.inflight

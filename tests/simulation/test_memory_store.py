@@ -144,7 +144,7 @@ class Walk:
             if kind < 0.25:
                 return Release(epoch, owner, entries)
             if kind < 0.3:
-                return Renew(epoch, owner, entries)
+                return Renew(epoch, owner, entries, rng.choice([-1, self.owners[owner][1]]))
             return Acquire(epoch, owner, entries)
         return self.finalize(owner)
 

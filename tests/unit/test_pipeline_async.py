@@ -230,3 +230,16 @@ def test_a_user_whose_key_goes_wrong_while_it_runs_is_held_back_in_order() -> No
         driver.finish()
     assert driver.order("u") == [1, 2, 3]
     assert driver.floor_stored() == 3
+
+
+def test_what_waits_behind_a_running_handler_stops_reading_and_what_waits_for_a_retry_does_not() -> None:
+    driver = many(10, batch_max=10, retry_backoff_ms=10_000)
+    driver.send(*(event("slow", seq) for seq in range(1, 61)))
+    assert driver.running() == ["slow-1"]
+    assert not driver.pipeline.wants_records
+    assert len(driver.locks()) <= 30  # nor are they locked long before their turn
+    driver.finish("slow-1", error=ValueError())
+    assert driver.running() == []
+    assert driver.pipeline.wants_records
+    driver.send(event("other", 1))
+    assert driver.running() == ["other-1"]
