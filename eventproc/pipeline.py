@@ -119,6 +119,7 @@ class Pipeline:
         self._asides = Asides(self._found_foreign)
         self._strays |= self._tasks
         self._tasks = set()
+        self._alone = False  # the one that runs is a suspect
         self._behind_tasks = 0  # entries in the lanes of those, themselves included
         self._renewing: Renew | None = None
         self._renewed_ms = now_ms
@@ -550,6 +551,7 @@ class Pipeline:
             return
         for free in self._hold_back([self._suspects.turn.popleft()], self._oldest_ms(now_ms)):
             if self._concurrency:
+                self._alone = True
                 self._tasks.add(free)
                 requests.append(Run([free]))
             else:
@@ -618,8 +620,9 @@ class Pipeline:
 
     def _begin_tasks(self, now_ms: int, requests: list[Request]) -> None:
         """Begin as many as may run, one of each lane (CONTRACT section 5)."""
+        self._alone = self._alone and bool(self._tasks)
         begun: list[Entry] = []
-        while not self._suspects.turn and len(self._tasks) < self._concurrency:
+        while not self._alone and not self._suspects.turn and len(self._tasks) < self._concurrency:
             entries = self._lanes.take(self._concurrency - len(self._tasks))
             if not entries:
                 break

@@ -139,20 +139,25 @@ class Worker:
         else:
             self._keeper.start()
         self._looped_ms = self._clock.monotonic_ms()
+        orderly = False
         try:
             while not self._finished():
                 self._turn()
             if self.pipeline.owned and not self._consumer.flush_commits(5):
                 self._log.warning("commit_not_acknowledged", offset=self.pipeline.acked_floor)
             self._publish(self._clock.monotonic_ms())
-        except Fenced:
-            self._let_end()
+            orderly = True
+        except EventprocError as error:
+            if isinstance(error, Fenced):
+                self._let_end()
+            orderly = True
             raise
         finally:
             self._keeper.stop()
             if self._tasks is not None:
                 self._tasks.close()
-            self._page.forget_runs()  # what is cut short here has killed nobody
+            if orderly:  # and not, say, for lack of memory: then what runs may have killed this worker
+                self._page.forget_runs()
             self._producer.close()
             self._consumer.close()
             self._channel.close()

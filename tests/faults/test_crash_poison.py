@@ -24,6 +24,7 @@ TOLD = {
     "abort": "was killed by SIGABRT",
     "out of memory": "was killed by SIGKILL",
     "hang": "handler_timeout_ms=1000",
+    "starve": "exited with code 1",
 }
 RUNS = 1 + CRASH_DEATHS  # the first one is not alone
 
@@ -96,7 +97,7 @@ def test_on_a_real_kafka_with_partition_locks(kafka_broker: BrokerUnderTest, dep
     assert it.stop() == 0
 
 
-@pytest.mark.parametrize("how", ["exit", "segfault", "out of memory", "hang"])
+@pytest.mark.parametrize("how", ["exit", "segfault", "out of memory", "hang", "starve"])
 def test_one_of_many_async_handlers_kills_them_all(
     how: str, embedded_broker: BrokerUnderTest, deploy: Deploy
 ) -> None:

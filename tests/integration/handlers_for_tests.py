@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ def paced(event: Event) -> None:
 async def act_async(event: Event) -> None:
     """As `act`, but sleeps and hangs let the others go on; `block ms` is the sleep that does not.
 
-    Also `cancelled`: as if its task had been cancelled.
+    Also `cancelled`: as if its task had been cancelled. `die starve`: the worker's loop gets a MemoryError.
     """
     begin_ms = _now_ms()
     _write(event, f"{event.partition}.begun", f"{event.id} {event.attempt}\n")
@@ -60,6 +61,10 @@ async def act_async(event: Event) -> None:
                 await asyncio.sleep(ms / 1000)
             case "block", int(ms):
                 time.sleep(ms / 1000)
+            case "die", "starve":  # the memory that it takes is missing elsewhere
+                main = ctypes.c_ulong(threading.main_thread().ident or 0)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(MemoryError))
+                await asyncio.get_running_loop().create_future()
             case "die", "hang":
                 await asyncio.get_running_loop().create_future()
             case "cancelled", _:

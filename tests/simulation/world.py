@@ -213,6 +213,9 @@ class SimulatedWorker:
         self.tasks += entries
         if len({entry.lane for entry in self.tasks}) < len(self.tasks) or len(self.tasks) > 4:
             raise Violation(f"run together: {[(entry.lane, entry.seq) for entry in self.tasks]}")
+        beside = [entry.offset for entry in self.tasks if entry.offset in self.pipeline.suspects]
+        if beside and len(self.tasks) > 1:
+            raise Violation(f"suspects {beside} do not run alone: {[entry.offset for entry in self.tasks]}")
 
     def _carry_out(self, request: Any) -> None:
         world = self.world

@@ -178,6 +178,17 @@ def test_all_that_ran_at_a_death_run_alone_and_one_by_one() -> None:
     assert [len(run.entries) for run in driver.asked(Run)] == [1] * 5
 
 
+def test_nothing_begins_beside_a_suspect() -> None:
+    driver = many(death=Death("d1", [0], "exited with code 7"))
+    driver.send(event("u", 1), event("u", 2))
+    assert driver.running() == ["u-1"]
+    driver.send(event("v", 1))
+    driver.pass_ms(1_000)
+    assert driver.running() == ["u-1"]
+    driver.finish()
+    assert sorted(driver.running()) == ["u-2", "v-1"]
+
+
 def test_one_that_has_killed_three_times_is_failed_and_its_user_moves_on() -> None:
     driver = Driver(concurrency=10, death=Death("d1", [0], "exited with code 7"))
     driver.store.command("HSET", "partition:events:0", "suspect:0", "2 x")
