@@ -93,6 +93,11 @@ class Finalizer:
         """Whether something is to be written, or being written."""
         return bool(self.done or self._gaps or self._under_way)
 
+    @property
+    def sent_rev(self) -> int:
+        """Revision of the last call, answered or not."""
+        return self._under_way.rev if self._under_way is not None else self._ownership.rev
+
     def add_gaps(self, gaps: list[Gap]) -> None:
         """These gaps were given up."""
         self._gaps += gaps

@@ -37,7 +37,9 @@ from tests.integration.supervised import ROOT, alive, wait_for
 from tests.redis_server import RedisServer
 
 ACT = "tests.integration.handlers_for_tests:act"
+ACT_ASYNC = f"{ACT}_async"
 PACED = "tests.integration.handlers_for_tests:paced"
+PACED_ASYNC = f"{PACED}_async"
 GAP_TIMEOUT_MS = 600
 #: The real command, tied to the life of the test's process.
 _ENTRY = """
@@ -364,6 +366,11 @@ class Deployment:
         )
         assert report.clean, f"{json.dumps(report.as_json(), indent=1)}\n{self.log()[-6000:]}"
         return report
+
+    def begun(self, id: str) -> int:
+        """How many runs of ACT were begun for that event."""
+        lines = [line for path in self.runs.glob("*.begun") for line in path.read_text().splitlines()]
+        return sum(line.split()[0] == id for line in lines)
 
     def times(self) -> Iterator[tuple[str, int, int, int]]:
         """(id, attempt, begin ms, end ms) of each run of ACT."""

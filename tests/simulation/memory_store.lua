@@ -137,6 +137,19 @@ function commands.HMGET(key, ...)
   return values
 end
 
+function commands.HGETALL(key)
+  local entry = look_for('hash', key)
+  local fields, flat = {}, {}
+  for field in pairs(entry and entry.value or {}) do
+    fields[#fields + 1] = field
+  end
+  table.sort(fields) -- Redis has no order; one that replays is of use here
+  for _, field in ipairs(fields) do
+    flat[#flat + 1], flat[#flat + 2] = field, entry.value[field]
+  end
+  return flat
+end
+
 function commands.HDEL(key, field)
   local entry = look_for('hash', key)
   if not entry or entry.value[field] == nil then

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.world import SimulatedWorker, World
+from tests.simulation.worker import SimulatedWorker
+from tests.simulation.world import World
 
 SEEDS = 60
 
