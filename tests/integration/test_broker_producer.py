@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -25,6 +25,8 @@ from eventproc.clock import SystemClock
 from eventproc.effects import Entry
 from eventproc.errors import DependencyError, Transient
 from eventproc.settings import Settings
+from tests.faults.chaos.mock_broker import MockServers
+from tests.faults.chaos.proxy import PRODUCE
 from tests.integration.conftest import BrokerUnderTest, make_settings
 from tests.integration.supervised import wait_for
 
@@ -80,6 +82,28 @@ def fates(producer: DeadLetterProducer, count: int, timeout_s: float = 20) -> li
         producer.flush(0.05)
         found += producer.poll()
     return found
+
+
+@pytest.fixture
+def faulty_servers() -> Iterator[MockServers]:
+    with MockServers() as servers:
+        yield servers
+
+
+def test_a_fatal_error_costs_one_letter_a_second_try(faulty_servers: MockServers) -> None:
+    """librdkafka raises it out of poll(), and refuses everything from then on."""
+    settings = faulty_servers.broker.settings()
+    producer = DeadLetterProducer(settings)
+    try:
+        producer.send(letter(), (settings.kafka_topic, 0))
+        assert [fate for _, fate in fates(producer, 1)] == [None]
+        faulty_servers.kafka.order(f"errors {PRODUCE} {KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER} 1")
+        producer.send(letter(), (settings.kafka_topic, 0))
+        assert isinstance(fates(producer, 1)[0][1], Transient)
+        producer.send(letter(), (settings.kafka_topic, 0))
+        assert [fate for _, fate in fates(producer, 1)] == [None]
+    finally:
+        producer.close()
 
 
 def read_all(settings: Settings, topic: str, partitions: int, count: int) -> list[Message]:
