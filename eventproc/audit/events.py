@@ -51,8 +51,12 @@ class EventJudge:
             self._report.add(
                 "status", f"{what}: event:{row.id} exists, but the record is invalid ({row.type})"
             )
-        if self._rules.must_be_final(row) or letter is not None or row.dead:
+        if self._rules.must_be_final(row) or letter is not None or self._is_dead(row):
             self._letters.expect(what, self._rules.position_id(row), letter, row, ("invalid",), 0)
+
+    def _is_dead(self, row: Row) -> bool:
+        """Whether the dead-letter topic has it, and Redis should."""
+        return bool(row.dead) and not self._rules.forgotten(row)
 
     def judge_tombstone(self, row: Row, letter: Letter | None) -> None:
         """A null value: passed over."""
@@ -90,7 +94,7 @@ class EventJudge:
             must = row.part not in partitions and self._rules.must_be_final(row)
             if row.off >= 0:
                 partitions.add(row.part)
-            if must or letter is not None or row.dead:
+            if must or letter is not None or self._is_dead(row):
                 id = self._rules.position_id(row)
                 what = f"{candidate.name}, whose id is final under user {final.user} seq {final.seq}"
                 self._letters.expect(what, id, letter, row, ("id_conflict",), 0)

@@ -58,6 +58,10 @@ class Rules:
         """Acknowledged, passed by the floor, and not from before Redis's memory."""
         return self.baselines.get(row.part, -1) <= row.off < self.floors.get(row.part, 0) and row.off >= 0
 
+    def forgotten(self, row: Row) -> bool:
+        """From before Redis's memory: what it held of the record is gone, what Kafka holds is not."""
+        return 0 <= row.off < self.baselines.get(row.part, -1)
+
     def expired(self, row: Row, ttl_s: int) -> bool:
         """Whether a key of that life, written for this record, may be gone by now."""
         return self.now_ms - row.acked_ms > ttl_s * 1000 - EXPIRY_SLACK_MS
