@@ -150,7 +150,7 @@ class Ground:
         return self
 
     def bring_up(self, *hosts: Deployment, arguments: tuple[str, ...] = (), crash_at: str = "") -> None:
-        """Start these hosts' supervisors, all at once; again when one ends because a server is away.
+        """Start these hosts' supervisors, all at once; again when one ends for what other faults do.
 
         Returns once each of their workers has its partition or stands by. A supervisor lives no longer than
         the thread that starts it.
@@ -163,7 +163,8 @@ class Ground:
             time.sleep(0.05)
             for host in waiting:
                 if host.process is not None and (code := host.process.poll()) is not None:
-                    assert code == 5, f"ended with {code}\n{host.log()[-4000:]}"
+                    refused = code == 3 and "has no permissions" in host.log()[-500:]
+                    assert code == 5 or refused, f"ended with {code}\n{host.log()[-4000:]}"
                     time.sleep(0.2)
                     host.start(*arguments, crash_at=crash_at, ready=False)
 

@@ -41,6 +41,19 @@ def test_dead_letter_missing_in_redis(world: World, reason: str) -> None:
     only(check(world), "dlq")
 
 
+@pytest.mark.parametrize("reason", ["invalid", "id_conflict"])
+def test_dead_letter_that_redis_has_forgotten(world: World, reason: str) -> None:
+    id = letter(world, reason)
+    place = world.redis.hmget(f"dlq:{id}", "partition", "offset")
+    world.redis.delete(f"dlq:{id}")
+    world.redis.lrem("dlq:list", 1, id)
+    key = f"partition:{world.settings.kafka_topic}:{int(place[0] or 0)}"
+    world.redis.hset(key, "baseline", int(place[1] or 0))
+    assert set(check(world).counts) == {"dlq"}  # it lies at the baseline, not before it
+    world.redis.hset(key, "baseline", int(place[1] or 0) + 1)
+    assert check(world).clean
+
+
 def test_dead_letter_missing_in_the_list(world: World) -> None:
     id = letter(world, "handler")
     world.redis.lrem("dlq:list", 1, id)
