@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.simulation.transitions import EXPECTED
 from tests.simulation.world import FAULTS, Violation, simulate
@@ -39,13 +40,13 @@ class Part:
         self.failures += part.failures
 
 
-def play(seeds: range) -> Part:
-    """Play these, one after the other, in this process."""
+def play(seeds: range, **options: Any) -> Part:
+    """Play these, one after the other, in this process; `options` are World's."""
     part = Part(len(seeds))
     gc.set_threshold(100_000, 20, 50)  # a world is garbage as a whole, and soon
     for seed in seeds:
         try:
-            part.counts.update(simulate(seed))
+            part.counts.update(simulate(seed, **options))
         except Violation as violation:
             part.failures.append((seed, str(violation)))
         except Exception:  # the product broke down
