@@ -236,7 +236,10 @@ class Finalizer:
 
     def _applied(self, entry: Entry, counts: dict[str, int], written: Written) -> None:
         if entry.passed:
-            if entry.status and entry.reason:
+            # its letter settles the offset, so it comes after what moves its user on
+            if entry.reason == "id_conflict":
+                self.done.append(self._conflict_letter(entry))
+            elif entry.status and entry.reason:
                 self._settler.dead_letter(entry)
             return
         written.freed.append(entry)

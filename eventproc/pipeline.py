@@ -533,8 +533,6 @@ class Pipeline:
                     runs += 1
                     entry.attempts += 1
                     entry.status = "processed"
-                elif entry.reason == "id_conflict":
-                    done(self._conflict_letter(entry))
             elif outcome is NOT_RUN:
                 not_run.append(entry)
             else:
