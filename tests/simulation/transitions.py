@@ -222,23 +222,17 @@ EXPECTED = frozenset(
     )
 )
 
-#: What may happen too, but needs two rare things to meet in one event: no run is failed for missing it.
+_FINALS = ("as processed", "as failed", "as skipped", "by its marker", "for another")
+_LOOKED_UP = ("below", "stale", "seq_jump", "misrouted")
+#: What may happen too, but needs two rare things to meet in one event: no run fails for missing it.
 RARE = frozenset(
-    (
-        "acquire: FINAL as failed, looked up stale",
-        "acquire: FINAL as processed, looked up seq_jump",
-        "acquire: FINAL as processed, looked up stale",
-        "acquire: FINAL as skipped, looked up stale",
-        "acquire: FINAL by its marker, looked up stale",
-        "acquire: FINAL for another, looked up misrouted",
-        "acquire: FINAL for another, looked up seq_jump",
-        "acquire: FINAL for another, looked up stale",
-        "acquire: FOREIGN, looked up misrouted",
-        "acquire: FOREIGN, looked up stale",
-        "acquire: LATE, looked up stale",
-        "refused: CONFLICT, loose",
-        "refused: FINAL, loose",
-    )
+    [f"acquire: FINAL {how}, looked up {why}" for how in _FINALS for why in _LOOKED_UP]
+    + [f"acquire: FINAL as {how} here, looked up {why}" for how in _FINALS[1:3] for why in _LOOKED_UP]
+    + [f"acquire: {verdict}, looked up {why}" for verdict in ("FOREIGN", "LATE") for why in _LOOKED_UP]
+    + ["acquire: FINAL as failed, sequenced", "acquire: FINAL as failed here, sequenced"]
+    + ["acquire: FINAL as failed, unsequenced", "finalize: passed failed", "finalize: passed skipped"]
+    + ["refused: CONFLICT, loose", "refused: FINAL, loose", "run: passed, unsequenced"]
+    + ["set aside: gap and entries", "run: rejected, unsequenced"]
 )
 
 _KINDS = {name.split(":")[0] for name in EXPECTED}
