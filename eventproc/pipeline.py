@@ -138,7 +138,7 @@ class Pipeline:
             self._asides,
             self.ownership,
             self._meter,
-            self._conflict_letter,
+            self._conflict,
             now_ms,
         )
         self._done = self._finalizer.done
@@ -585,19 +585,19 @@ class Pipeline:
         self._free_id(entry)
         self._lanes.drop(entry)
         if not same:
-            self._dead_letter(self._conflict_letter(entry))
+            self._conflict(entry)
         elif entry.reason:
             self._settler.dead_letter(entry)
         else:
             self._duplicate(entry)
 
-    def _conflict_letter(self, entry: Entry) -> Entry:
-        """What is dead-lettered of a record whose id belongs to another event."""
+    def _conflict(self, entry: Entry) -> None:
+        """Dead-letter a record whose id belongs to another event, under another id."""
         letter = copy(entry)
         letter.id = self._intake.position_id(entry.offset)
         letter.letter, letter.reason, letter.status = True, "id_conflict", ""
         letter.look = letter.passed = letter.held = False
-        return letter
+        self._dead_letter(letter)
 
     # --- run --------------------------------------------------------------------------------------
 
@@ -682,8 +682,6 @@ class Pipeline:
             entry, outcome = entries[upto], outcomes[upto]
             if outcome is None:  # it was passed
                 self._done.append(entry)
-                if entry.reason == "id_conflict":
-                    self._dead_letter(self._conflict_letter(entry))
             elif outcome is NOT_RUN:
                 not_run.append(entry)
             else:
@@ -721,7 +719,7 @@ class Pipeline:
             for entry in self._hold_back(entries, self._oldest_ms(now_ms)):
                 if entry.passed:
                     self._lanes.drop(entry)
-                    self._passed(entry)
+                    self._done.append(entry)
                 else:
                     self._tasks.add(entry)
                     begun.append(entry)
@@ -789,11 +787,6 @@ class Pipeline:
             return
         for entry in request.entries:
             entry.granted_ms = self._renewed_ms
-
-    def _passed(self, entry: Entry) -> None:
-        self._done.append(entry)
-        if entry.reason == "id_conflict":
-            self._done.append(self._conflict_letter(entry))
 
     def _failed(self, entry: Entry, error: BaseException, now_ms: int) -> None:
         entry.attempts += 1

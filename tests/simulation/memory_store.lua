@@ -302,6 +302,62 @@ end
 
 local api = {}
 
+-- Line tracing: which lines each script has, as far as its functions were called, and which of them ran.
+local traced = {}
+
+local function note(event, line)
+  local info = debug.getinfo(2, event == 'call' and 'SL' or 'S')
+  local script = traced[info.source]
+  if not script then
+    script = {lines = {}, ran = {}, called = {}}
+    traced[info.source] = script
+  end
+  if event ~= 'call' then
+    script.ran[line] = true
+  elseif not script.called[info.linedefined] then
+    script.called[info.linedefined] = true
+    for active in pairs(info.activelines or {}) do
+      script.lines[active] = true
+    end
+  end
+end
+
+-- Notes nothing while a command of the store runs.
+local function untraced(command)
+  return function(...)
+    debug.sethook()
+    local reply = command(...)
+    debug.sethook(note, 'cl')
+    return reply
+  end
+end
+
+function api.trace()
+  redis.call, redis.pcall = untraced(call), untraced(try)
+  local run = api.run
+  api.run = function(...)
+    debug.sethook(note, 'cl')
+    local reply = run(...)
+    debug.sethook()
+    return reply
+  end
+end
+
+-- The lines that did not run, and those on which a function begins that was called.
+function api.traced(name)
+  local script = traced['@' .. name] or {lines = {}, ran = {}, called = {}}
+  local missed, called = {}, {}
+  for line in pairs(script.lines) do
+    if not script.ran[line] then
+      missed[#missed + 1] = line
+    end
+  end
+  for line in pairs(script.called) do
+    called[#called + 1] = line
+  end
+  return {missed, called}
+end
+
 function api.load(name, source)
   scripts[name] = setfenv(assert(loadstring(source, '@' .. name)), environment)
 end

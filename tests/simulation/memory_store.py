@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from eventproc.clock import Clock
 from eventproc.effects import StoreReply, StoreRequest
 from eventproc.store.scripts import Call, ScriptSet, decode, load_scripts
 
+TRACE = "EVENTPROC_TEST_TRACE_LUA"
 Value = bytes | list[bytes] | dict[bytes, bytes]
 
 
@@ -30,10 +33,25 @@ def _runtime() -> tuple[Any, Any]:
     api = lua.execute(Path(__file__).with_suffix(".lua").read_bytes())
     for script in load_scripts().values():
         api[b"load"](script.name.encode(), script.source)
+    if os.environ.get(TRACE):
+        api[b"trace"]()
     return lua, {name: api[name.encode()] for name in _FUNCTIONS}
 
 
-_FUNCTIONS = ("new", "run", "command", "hashes", "snapshot", "restore", "flush", "dump")
+def lines_missed(script: str) -> set[int]:
+    """The lines of a script that have not run; of a function that was never called, its first.
+
+    To be asked of a process in which TRACE was set in the environment before the first store was made.
+    """
+    source = load_scripts()[script].source.decode().splitlines()
+    missed, called = (set(table.values()) for table in _runtime()[1]["traced"](script.encode()).values())
+    for number, line in enumerate(source, 1):
+        if re.match(r"\s*(local )?function\b", line) and number not in called:
+            missed.add(number)
+    return {number for number in missed if source[number - 1].strip() != "end"}
+
+
+_FUNCTIONS = ("traced", "new", "run", "command", "hashes", "snapshot", "restore", "flush", "dump")
 
 
 def _bytes(value: str | bytes | int) -> bytes:

@@ -130,4 +130,117 @@ def _refused(counts: Counts, request: Finalize, reply: Finalized) -> None:
             counts[f"set aside: {what}"] += 1
 
 
-EXPECTED: frozenset[str] = frozenset()
+#: What the seeds of a test run have to reach, each dozens of times.
+EXPECTED = frozenset(
+    (
+        "acquire: FINAL as failed here, looked up below",
+        "acquire: FINAL as failed here, looked up misrouted",
+        "acquire: FINAL as failed here, looked up seq_jump",
+        "acquire: FINAL as failed here, unsequenced",
+        "acquire: FINAL as failed, looked up below",
+        "acquire: FINAL as processed, looked up below",
+        "acquire: FINAL as processed, sequenced",
+        "acquire: FINAL as processed, unsequenced",
+        "acquire: FINAL as skipped here, looked up below",
+        "acquire: FINAL as skipped here, looked up stale",
+        "acquire: FINAL as skipped, looked up below",
+        "acquire: FINAL by its marker, looked up below",
+        "acquire: FINAL by its marker, sequenced",
+        "acquire: FINAL by its marker, unsequenced",
+        "acquire: FINAL for another, looked up below",
+        "acquire: FINAL for another, sequenced",
+        "acquire: FINAL for another, unsequenced",
+        "acquire: FOREIGN, looked up below",
+        "acquire: FOREIGN, looked up seq_jump",
+        "acquire: FOREIGN, sequenced",
+        "acquire: FOREIGN, unsequenced",
+        "acquire: GRANTED, sequenced",
+        "acquire: GRANTED, unsequenced",
+        "acquire: LATE, looked up below",
+        "acquire: LOCKED, sequenced",
+        "acquire: LOCKED, unsequenced",
+        "acquire: STALE, looked up below",
+        "acquire: STALE, looked up misrouted",
+        "acquire: STALE, looked up seq_jump",
+        "acquire: STALE, looked up stale",
+        "acquire: fenced",
+        "acquire: ok",
+        "acquire: rewound",
+        "claim: after a dead one",
+        "claim: forced",
+        "claim: held",
+        "claim: ok",
+        "claim: plain",
+        "claim: with a baseline",
+        "finalize: fenced",
+        "finalize: floor only",
+        "finalize: grouped failed handler",
+        "finalize: grouped failed rejected",
+        "finalize: grouped processed",
+        "finalize: letter id_conflict id_conflict",
+        "finalize: letter invalid invalid",
+        "finalize: loose failed handler",
+        "finalize: loose failed misrouted",
+        "finalize: loose failed seq_jump",
+        "finalize: loose processed",
+        "finalize: loose skipped",
+        "finalize: loose skipped late",
+        "finalize: loose skipped stale",
+        "finalize: ok",
+        "finalize: passed as failed",
+        "finalize: passed processed",
+        "finalize: rewound",
+        "gap: alone",
+        "gap: overflow",
+        "gap: reset",
+        "gap: timeout",
+        "load: foreign",
+        "load: last",
+        "load: new",
+        "load: next",
+        "refused: CONFLICT, grouped",
+        "refused: FINAL, grouped",
+        "refused: FOREIGN, grouped",
+        "refused: FOREIGN, letter",
+        "refused: FOREIGN, loose",
+        "release: locks",
+        "release: none",
+        "renew: fenced",
+        "renew: ok",
+        "renew: rewound",
+        "run: not run, sequenced",
+        "run: not run, unsequenced",
+        "run: passed, behind a failure, sequenced",
+        "run: passed, sequenced",
+        "run: processed, sequenced",
+        "run: processed, unsequenced",
+        "run: raised, sequenced",
+        "run: raised, unsequenced",
+        "run: rejected, sequenced",
+        "set aside: entries",
+        "set aside: gap",
+    )
+)
+
+_FINALS = ("as processed", "as failed", "as skipped", "by its marker", "for another")
+_LOOKED_UP = ("below", "stale", "seq_jump", "misrouted")
+#: What may happen too, but needs two rare things to meet in one event: no run fails for missing it.
+RARE = frozenset(
+    [f"acquire: FINAL {how}, looked up {why}" for how in _FINALS for why in _LOOKED_UP]
+    + [f"acquire: FINAL as {how} here, looked up {why}" for how in _FINALS[1:3] for why in _LOOKED_UP]
+    + [f"acquire: {verdict}, looked up {why}" for verdict in ("FOREIGN", "LATE") for why in _LOOKED_UP]
+    + ["acquire: FINAL as failed, sequenced", "acquire: FINAL as failed here, sequenced"]
+    + ["acquire: FINAL as failed, unsequenced", "finalize: passed failed", "finalize: passed skipped"]
+    + ["refused: CONFLICT, loose", "refused: FINAL, loose", "run: passed, unsequenced"]
+    + ["set aside: gap and entries", "run: rejected, unsequenced"]
+)
+
+_KINDS = {name.split(":")[0] for name in EXPECTED}
+
+
+def unnamed(counts: Counts) -> list[str]:
+    """Transitions that happened, but are in neither list."""
+    known = EXPECTED | RARE
+    return sorted(
+        name for name in counts if name.split(":")[0] in _KINDS and ": " in name and name not in known
+    )

@@ -93,6 +93,7 @@ def _choose_settings(rng: Random) -> dict[str, Any]:
         "locking": choice(("event", "event", "partition")),
         "late_policy": choice(("dlq", "dlq", "skip")),
         "misrouted": choice(("process", "dlq")),
+        "on_redis_empty": choice(("group", "group", "earliest")),
         "retry_backoff_ms": choice((5, 400)),
         "retry_backoff": choice(("linear", "linear", "exponential")),
         "order_max_len": choice((0, 0, 0, 3)),
