@@ -66,6 +66,12 @@ class Judge:
 
     # --- at every moment --------------------------------------------------------------------------
 
+    def _is_next_attempt(self, before: RunOf, run: RunOf) -> bool:
+        settings = self._world.settings
+        # what the breaker has held runs once more: its last run does not count
+        held = bool(settings.dlq_max_consecutive or settings.dlq_max_ratio) and run.attempt == before.attempt
+        return (run.seq, run.id) == (before.seq, before.id) and (held or run.attempt == before.attempt + 1)
+
     def run(self, worker: SimulatedWorker, event: Event) -> None:
         """A life of a worker runs each user's events by seq, and none whose id is final.
 
@@ -78,10 +84,7 @@ class Judge:
             life = (run.worker, run.life, run.user)
             before = self._last.get(life)
             self._last[life] = run
-            if before is not None and not (
-                run.seq > before.seq
-                or (run.seq == before.seq and run.id == before.id and run.attempt == before.attempt + 1)
-            ):
+            if before is not None and not (run.seq > before.seq or self._is_next_attempt(before, run)):
                 self._of_runs = f"out of order: {run} after {before}"
         if run.seq and world.settings.locking == "partition":
             return
