@@ -136,7 +136,7 @@ class Ground:
                 )
             )
         for host in self.hosts:
-            host.redis = self.admin()
+            host.redis = self.look()
         self._boards: dict[int, Board] = {}
         self._looking = threading.Lock()
         self.load: Load | None = None
@@ -228,6 +228,12 @@ class Ground:
         """A client by the straight way, which bears that Redis is coming back."""
         return self.redis_server.client(decode_responses=True, retry=Retry(ConstantBackoff(0.05), 600))
 
+    def look(self) -> redis.Redis:
+        """A client for reading, which also bears what Redis refuses for a while (MASTERDOWN, BUSY)."""
+        bears = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
+        retry = Retry(ConstantBackoff(0.05), 600, supported_errors=bears)
+        return self.redis_server.client(decode_responses=True, retry=retry)
+
     def redis_errors(self, code: str) -> int:
         """How often Redis has answered with this error."""
         found: dict[str, Any] = self.admin().info("errorstats")
@@ -239,7 +245,7 @@ class Ground:
         self.redis_servers.append(server)
         for host in self.hosts:
             host.server = server
-            host.redis = self.admin()
+            host.redis = self.look()
             host.choose(redis_url=server.url)
         self.servers.heal(server)
 
@@ -257,7 +263,7 @@ class Ground:
 
     def epoch(self, partition: int) -> int:
         """Of the partition, as Redis has it."""
-        return int(self.admin().hget(f"partition:{self.topic}:{partition}", "epoch") or 0)
+        return int(self.look().hget(f"partition:{self.topic}:{partition}", "epoch") or 0)
 
     def epochs(self) -> list[int]:
         """Of all partitions."""
@@ -265,7 +271,7 @@ class Ground:
 
     def owner(self, partition: int) -> Owner | None:
         """Who has the partition, when its process is known and alive."""
-        token = self.admin().hget(f"partition:{self.topic}:{partition}", "owner")
+        token = self.look().hget(f"partition:{self.topic}:{partition}", "owner")
         supervisor = owner_supervisor(str(token or ""))
         for host in self.hosts:
             page = self.page(host, partition)
