@@ -12,6 +12,7 @@ VENV ?= .venv
 JOBS ?= 0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+SEEDS ?= 20000
 BENCH_ARGS ?=
 KAFKA_ARGS ?=
 MINUTES ?= 30
@@ -72,6 +73,14 @@ bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/
 chaos: $(EXTENSION) ## all faults mixed over a load for MINUTES=30 from SEED=…, then the audit; report in .chaos/
 	@CI=true scripts/need redis kafka
 	@$(PY) -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+
+.PHONY: simulate
+simulate: $(EXTENSION) ## simulated histories, SEEDS=20000 or SEEDS=500-599
+	$(PY) -m tests.simulation.run $(SEEDS)
+
+.PHONY: mutants
+mutants: $(EXTENSION) ## plant each known bug and see which tests notice it
+	$(PY) -m tests.mutants.matrix
 
 .PHONY: lint
 lint: $(EXTENSION) ## ruff, mypy --strict, cython-lint, luacheck, shellcheck, layers
