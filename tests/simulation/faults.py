@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Fault = Callable[["World", "SimulatedWorker"], bool | None]
 FAULTS: dict[str, Fault] = {}
 
+EVENT_FIELDS = ("status", "attempts", "userId", "seq", "offset", "partition")
 JUMPS_MS = (-3_600_000, -30_000, -2_000, 2_000, 30_000, 3_600_000)
 
 
@@ -131,7 +132,9 @@ def flush(world: World, worker: SimulatedWorker) -> None:
     world.snapshots.clear()
     world.restore_in = 0
     floors = [w.pipeline.acked_floor for w in (world.worker, *world.others)]
-    world.forgiven = max(*floors, stored, world.committed, world.judge.checked_floor, world.forgiven)
+    world.forgiven = max(
+        *floors, stored, world.offered, world.committed, world.judge.checked_floor, world.forgiven
+    )
     world.judge.redis_lost_writes()
 
 
@@ -200,10 +203,11 @@ def race(world: World, worker: SimulatedWorker) -> None:
 def stop(world: World, worker: SimulatedWorker) -> None:
     """SIGSTOP for longer than the lease; whoever stands by takes over meanwhile."""
     world.clock.now_ms += 4_000
-    for other in world.others:
+    for other in list(world.others):
         other.asleep = 0
         for _ in range(12):
-            world.guarded(other, lambda other=other: world.serve(other) if not world.redis_away else None)  # type: ignore[misc]
+            if not world.redis_away and other.number not in world.dead:
+                world.guarded(other, world.serve, other)
             world.clock.now_ms += 200
 
 
@@ -342,9 +346,10 @@ def expired(world: World, worker: SimulatedWorker) -> bool:
     if not past:
         return False
     id = world.random.choice(past)["id"]
-    found = world.store.dump().get(f"event:{id}".encode())
-    if found is None or not world.store.command("EXISTS", f"dedup:{id}"):
+    fields = [name.encode() for name in EVENT_FIELDS]
+    found = dict(zip(fields, world.store.hashes((f"event:{id}",), EVENT_FIELDS)[0], strict=True))
+    if found[b"status"] is None or not world.store.command("EXISTS", f"dedup:{id}"):
         return False
-    world.judge.expired[id] = found[0]
+    world.judge.expired[id] = {name: value for name, value in found.items() if value is not None}
     world.store.command("DEL", f"event:{id}")
     return True

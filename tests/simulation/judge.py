@@ -50,7 +50,9 @@ class Judge:
         self._last: dict[tuple[int, int, str], RunOf] = {}  # of a user in one life of a worker
         self._of_runs = ""
         self._finals: dict[str, tuple[bytes | None, ...]] = {}  # how an id is final
-        self.expired: dict[str, Any] = {}  # hashes that were there, of ids whose marker still is
+        self.expired: dict[
+            str, dict[bytes, bytes]
+        ] = {}  # hashes that were there, of ids whose marker still is
         self._false_gaps: list[tuple[Gap, str]] = []
         self.checked_floor = 0
 

@@ -193,6 +193,8 @@ class SimulatedWorker:
         elif isinstance(request, Seek):
             self.fetch_at = request.offset
         else:
+            if isinstance(request, Claim):
+                world.offered = max(world.offered, request.offset)
             transitions.asked(world.counts, request)
             self.requests.append((request, world.scripts.encode(request)))
 

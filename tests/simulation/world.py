@@ -32,7 +32,7 @@ LEASE_MS = 3_000
 TICKS_MS = (1, 3, 10, 60)
 REST_TURNS = 30_000
 #: How many events a history has, and how often: many short ones, and a few in which much piles up.
-SIZES = ((0.65, (10, 35)), (0.90, (36, 80)), (0.985, (81, 200)), (1.0, (300, 600)))
+SIZES = ((0.70, (8, 28)), (0.92, (29, 70)), (0.99, (71, 180)), (1.0, (300, 600)))
 
 
 class FakeClock:
@@ -160,6 +160,7 @@ class World:
         self.elsewhere = b"events:1:1:other"  # the lock of another partition's worker
         self.taken_elsewhere: set[str] = set()  # ids that another partition's worker has locked
         self.forgiven = 0  # offsets below are not judged: their effects were flushed away
+        self.offered = 0  # the highest position that came with a claim, which may still be on its way
         self.was_reset = False
 
         self.judge = Judge(self)
@@ -227,7 +228,7 @@ class World:
             worker = self.worker
             if self.others and rng.random() < 0.3:
                 worker = rng.choice(self.others)
-            self.guarded(worker, lambda: self._act_of(worker))
+            self.guarded(worker, self._act_of, worker)
 
     def strike(self, kind: str) -> None:
         """One fault, now or soon."""
@@ -248,10 +249,10 @@ class World:
         self.store.restore(self.snapshots[-1])
         self.judge.redis_lost_writes()
 
-    def guarded(self, worker: SimulatedWorker, act: Callable[[], None]) -> None:
+    def guarded(self, worker: SimulatedWorker, act: Callable[..., None], *arguments: Any) -> None:
         """Do something of a worker, which may be its end."""
         try:
-            act()
+            act(*arguments)
         except Fenced:
             self.counts["ends:fenced"] += 1
             self.bury(worker, "fenced")
@@ -399,8 +400,9 @@ class World:
         quiet = 0
         for _ in range(REST_TURNS):
             worker, log_read = self.worker, self.worker.fetch_at
-            self.guarded(worker, lambda: self.serve(self.worker))
-            self.guarded(worker, lambda: self.fetch(self.worker))
+            self.guarded(worker, self.serve, worker)
+            if worker is self.worker:
+                self.guarded(worker, self.fetch, worker)
             worker = self.worker
             if self._is_at_rest(worker):
                 return
