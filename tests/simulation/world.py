@@ -419,7 +419,8 @@ class World:
             worker = self.worker
             if self._is_at_rest(worker):
                 return
-            busy = worker.tasks or worker.requests or worker.replies or worker.produced or worker.fetch_at != log_read
+            waited_for = worker.tasks or worker.requests or worker.replies or worker.produced
+            busy = waited_for or worker.fetch_at != log_read
             quiet = 0 if busy else quiet + 1
             if quiet:
                 self.clock.now_ms += 7 if quiet < 3 else self._idle_ms(worker)
