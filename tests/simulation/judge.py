@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from eventproc.effects import Finalize, Gap
+from eventproc.effects import Claim, Finalize, Gap, Run, StoreRequest
 from eventproc.event import Event
+from eventproc.suspects import CRASH_DEATHS
 from tests.simulation.workload import Document
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Judge:
         ] = {}  # hashes that were there, of ids whose marker still is
         self._false_gaps: list[tuple[Gap, str]] = []
         self.checked_floor = 0
+        self._deaths: dict[int, list[int]] = defaultdict(list)  # offset -> how many ran, at each death
 
     def redis_lost_writes(self) -> None:
         """What was final may be so no more, and may become final in another way."""
@@ -101,6 +103,37 @@ class Judge:
         """The runs since the last call."""
         if self._of_runs:
             raise Violation(self._of_runs)
+
+    def begun(self, worker: SimulatedWorker, request: Run) -> None:
+        """No two handlers of a user at a time, and nothing beside a suspect: all before is written."""
+        ran = [entry for entry in request.entries if not entry.passed]
+        if self._world.concurrency:
+            ran += worker.tasks
+            if len({entry.lane for entry in ran}) < len(ran) or len(ran) > self._world.concurrency:
+                raise Violation(f"run together: {[(entry.lane, entry.seq) for entry in ran]}")
+        suspects = [entry.offset for entry in ran if entry.offset in worker.suspects]
+        if not suspects:
+            return
+        self._world.counts["run: a suspect"] += 1
+        if len(ran) > 1:
+            raise Violation(f"suspects {suspects} do not run alone: {[entry.offset for entry in ran]}")
+        asked = [*worker.requests, *worker.replies]
+        if any(isinstance(of[0], Finalize) for of in asked):
+            raise Violation(f"suspect {suspects[0]} runs before what ran is written")
+
+    def asked(self, worker: SimulatedWorker, request: StoreRequest) -> None:
+        """A claim waits for what runs, and what came of that is never written."""
+        if isinstance(request, Claim) and worker.tasks:
+            raise Violation(f"claims while handlers run: {worker.runs()}")
+        if isinstance(request, Finalize) and worker.strays:
+            for entry in request.entries():
+                if entry in worker.strays:
+                    raise Violation(f"result of {entry.id} from before a rewind is taken")
+
+    def died(self, offsets: list[int]) -> None:
+        """A worker died while handlers ran on these."""
+        for offset in offsets:
+            self._deaths[offset].append(len(offsets))
 
     def commit(self, offset: int) -> None:
         """Kafka's offset follows what Redis has acknowledged."""
@@ -174,7 +207,8 @@ class Judge:
             if key.startswith(b"event:") and isinstance(value, dict)
         }
         hashes = {**self.expired, **hashes}
-        left = [key for key in dump if key.startswith(b"inflight:")]
+        locks = [(key, value) for key, (value, _) in dump.items() if key.startswith(b"inflight:")]
+        left = [key for key, value in locks if self._stays(value)]
         if left:
             raise Violation(f"locks left: {left}")
         judged = [(r, d) for r, d in world.documents if r.place >= world.forgiven]
@@ -189,8 +223,16 @@ class Judge:
             if lost and record.body is not None and record.place >= world.forgiven:
                 raise Violation(f"invalid record at {record.place} is not in the DLQ topic")
         self._orders(dump, hashes, judged)
+        self._killers()
         for id, value in hashes.items():
             self._hash(id, value, dump)
+
+    def _stays(self, lock: Any) -> bool:
+        """Not a lock of an epoch before a failover that a look-up took: runs lock nothing there, so that
+        nobody comes to take it over, and it ends with its time."""
+        world, ownership = self._world, self._world.worker.pipeline.ownership
+        looked_up = world.settings.locking == "partition" and world.counts["restored"]
+        return not looked_up or lock == world.scripts.lock(ownership.epoch, ownership.owner).encode()
 
     def _document(
         self, place: int, document: Document, final: dict[bytes, bytes] | None, places: set[int]
@@ -213,8 +255,29 @@ class Judge:
                 raise Violation(f"{id} {status!r} is not in the DLQ topic")
             if (f"dlq:{id}".encode() in dump) == dropped:
                 raise Violation(f"{id} {status!r}: dlq entry {'there' if dropped else 'missing'}")
+        if value.get(b"reason") == b"crash":
+            self._crash(id, attempts, self._deaths[int(value[b"offset"])])
         if status == b"skipped" and attempts:
             raise Violation(f"{id} skipped after {attempts} attempts")
+
+    def _crash(self, id: str, attempts: int, deaths: list[int]) -> None:
+        """Only what has killed again and again, when nothing else ran, is a crash."""
+        alone = deaths.count(1)
+        if alone < CRASH_DEATHS or len(deaths) <= CRASH_DEATHS:
+            raise Violation(f"{id} is failed as crash after deaths beside {deaths}")
+        if attempts != 1 + CRASH_DEATHS:
+            raise Violation(f"{id} is failed as crash after {attempts} attempts")
+
+    def _killers(self) -> None:
+        """What kills each time costs no more workers than it takes to know."""
+        world = self._world
+        forgets = ("rewind", "flush", "reset", "zombie", "rival", "race")
+        if any(world.counts[f"fault:{fault}"] for fault in forgets):
+            return
+        for record, document in world.documents:
+            deaths = len(self._deaths[record.place])
+            if document["payload"].get("kill") and deaths > 1 + CRASH_DEATHS:
+                raise Violation(f"{document['id']} at {record.place} has killed {deaths} workers")
 
     def _orders(self, dump: dict[bytes, Any], hashes: dict[str, Any], judged: list[Any]) -> None:
         settled: dict[str, set[int]] = defaultdict(set)

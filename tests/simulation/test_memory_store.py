@@ -338,12 +338,12 @@ def test_a_claim_cut_off_anywhere_records_a_death_once(ran: list[int], clock: Fa
     while True:
         store, call = start()
         try:
-            reply = store.execute(*call, fail_at=cuts)
+            reply = store.execute(call, fail_at=cuts)
             assert told_by_claim(reply)[1] == expected
             break
         except ReplyError:
             cuts += 1
-        assert told_by_claim(store.execute(*call))[1] == expected
+        assert told_by_claim(store.execute(call))[1] == expected
     assert cuts > 4
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from eventproc._reorder import ReorderBuffer
-from eventproc.effects import Entry, Finalized
+from eventproc.effects import Claimed, Ended, Entry, Finalized, Request
 from eventproc.gaps import GapKeeper
 from eventproc.lanes import Lanes
 from eventproc.pipeline import Pipeline
 from eventproc.settler import Settler
+from eventproc.suspects import CRASH_DEATHS, Suspects
 from tests.simulation.run import Part, play_on_all_cores
 from tests.simulation.transitions import EXPECTED, unnamed
 from tests.simulation.world import FAULTS, Violation, World, simulate
@@ -52,6 +53,11 @@ def test_every_transition_is_reached(played: Part) -> None:
     assert unnamed(played.counts) == []
 
 
+@pytest.mark.timeout(1800)
+def test_async_handlers_run_in_a_third_of_all(played: Part) -> None:
+    assert played.counts["async"] >= SEEDS // 5
+
+
 def test_seed_replays_exactly() -> None:
     one, other = World(7), World(7)
     one.run()
@@ -73,12 +79,17 @@ def test_each_fault_alone(fault: str) -> None:
 # --- planted defects: the simulation has to notice each ----------------------------------------------
 
 
-def _violated(only: tuple[str, ...], seeds: int = 150) -> bool:
+def _violated(only: tuple[str, ...], seeds: int = 150, told: str = "") -> bool:
+    """Whether any seed fails; `told` is in what the judge says."""
     for seed in range(seeds):
         try:
             simulate(seed, only=only)
-        except (Violation, ValueError, KeyError):
-            return True
+        except Violation as violation:
+            if told in str(violation):
+                return True
+        except (ValueError, KeyError):
+            if not told:
+                return True
     return False
 
 
@@ -160,6 +171,74 @@ def test_notices_a_handler_that_runs_for_a_final_id(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Pipeline, "on_acquired", on_acquired)
     assert _violated(("crash",))
+
+
+def test_notices_two_async_handlers_of_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Lanes.take
+
+    def take(self: Lanes, most: int) -> list[Entry]:
+        taken = original(self, most)
+        if self._one_each:
+            for entry in taken:
+                self.drop(entry)
+        return taken
+
+    monkeypatch.setattr(Lanes, "take", take)
+    monkeypatch.setattr(Lanes, "count", lambda self, heads: 0)  # they stand in no lane any more
+    assert _violated(("stall",), told="run together")
+
+
+def test_notices_a_claim_that_does_not_wait_for_async_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pipeline._reset
+
+    def reset(self: Pipeline, position: int, now_ms: int = 0) -> None:
+        original(self, position, now_ms)
+        self._strays.clear()
+
+    monkeypatch.setattr(Pipeline, "_reset", reset)
+    assert _violated(("flush", "rewind"), told="claims while handlers run")
+
+
+def test_notices_results_from_before_a_rewind_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_ended, on_claimed = Pipeline.on_ended, Pipeline.on_claimed
+    kept: list[Entry] = []
+
+    def end(self: Pipeline, ended: list[Ended], now_ms: int) -> None:
+        kept.extend(it.entry for it in ended if it.entry in self._strays and it.error is None)
+        on_ended(self, ended, now_ms)
+
+    def claimed(self: Pipeline, reply: Claimed, now_ms: int) -> list[Request]:
+        requests = on_claimed(self, reply, now_ms)
+        for entry in kept:
+            entry.attempts, entry.status = entry.attempts + 1, "processed"
+            self._done.append(entry)
+        kept.clear()
+        return requests
+
+    monkeypatch.setattr(Pipeline, "on_ended", end)
+    monkeypatch.setattr(Pipeline, "on_claimed", claimed)
+    assert _violated(("flush", "rewind"), told="from before a rewind is taken")
+
+
+def test_notices_suspects_that_do_not_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Suspects, "single_out", lambda self, entries, lanes, done: entries)
+    assert _violated(("crash_in_run",), told="do not run alone")
+
+
+def test_notices_an_innocent_event_that_is_taken_for_a_killer(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Suspects._convict
+
+    def convict(self: Suspects, entry: Entry) -> bool:
+        self._known[entry.offset].deaths = CRASH_DEATHS
+        return original(self, entry)
+
+    monkeypatch.setattr(Suspects, "_convict", convict)
+    assert _violated(("crash_in_run",), told="as crash after deaths beside")
+
+
+def test_notices_a_killer_that_is_never_convicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eventproc.suspects.CRASH_DEATHS", CRASH_DEATHS + 1)
+    assert _violated(("stall",), told="has killed")
 
 
 def test_the_buffer_is_the_compiled_one() -> None:

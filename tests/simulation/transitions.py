@@ -40,6 +40,8 @@ def asked(counts: Counts, request: StoreRequest) -> None:
         counts[f"claim: {how}"] += 1
         if request.baseline >= 0:
             counts["claim: with a baseline"] += 1
+        if request.death is not None:
+            counts[f"claim: with a death of {'one' if len(request.death.offsets) == 1 else 'many'}"] += 1
     elif isinstance(request, Finalize):
         for group in request.groups:
             for gap in group.gaps:
@@ -75,6 +77,8 @@ def answered(counts: Counts, request: StoreRequest, reply: StoreReply) -> None:
                 counts[f"load: {'next' if state.next else 'last' if state.last else 'new'}"] += 1
     elif isinstance(request, Claim) and isinstance(reply, Claimed):
         counts[f"claim: {reply.status}"] += 1
+        if reply.suspects:
+            counts["claim: suspects"] += 1
     elif isinstance(request, Renew) and isinstance(reply, Renewed):
         counts[f"renew: {reply.status}"] += 1
 
@@ -92,6 +96,17 @@ def ran(counts: Counts, request: Run, outcomes: Sequence[Outcome]) -> None:
         else:
             how = "rejected" if isinstance(outcome, Reject) else "raised"
         counts[f"run: {how}, {kind}"] += 1
+
+
+def ended(counts: Counts, entry: Entry, outcome: Outcome, *, thrown_away: bool) -> None:
+    """An async handler has ended."""
+    if thrown_away:
+        how = "thrown away"
+    elif outcome is None:
+        how = "processed"
+    else:
+        how = "rejected" if isinstance(outcome, Reject) else "raised"
+    counts[f"ended: {how}, {'sequenced' if entry.seq else 'unsequenced'}"] += 1
 
 
 def _kind(entry: Entry) -> str:
@@ -157,6 +172,7 @@ EXPECTED = frozenset(
         "acquire: GRANTED, sequenced",
         "acquire: GRANTED, unsequenced",
         "acquire: LATE, looked up below",
+        "acquire: LOCKED, looked up below",
         "acquire: LOCKED, sequenced",
         "acquire: LOCKED, unsequenced",
         "acquire: STALE, looked up below",
@@ -171,9 +187,20 @@ EXPECTED = frozenset(
         "claim: held",
         "claim: ok",
         "claim: plain",
+        "claim: suspects",
         "claim: with a baseline",
+        "claim: with a death of many",
+        "claim: with a death of one",
+        "ended: processed, sequenced",
+        "ended: processed, unsequenced",
+        "ended: raised, sequenced",
+        "ended: raised, unsequenced",
+        "ended: rejected, sequenced",
+        "ended: thrown away, sequenced",
+        "ended: thrown away, unsequenced",
         "finalize: fenced",
         "finalize: floor only",
+        "finalize: grouped failed crash",
         "finalize: grouped failed handler",
         "finalize: grouped failed rejected",
         "finalize: grouped processed",
@@ -208,6 +235,7 @@ EXPECTED = frozenset(
         "renew: fenced",
         "renew: ok",
         "renew: rewound",
+        "run: a suspect",
         "run: not run, sequenced",
         "run: not run, unsequenced",
         "run: passed, behind a failure, sequenced",
@@ -233,6 +261,7 @@ RARE = frozenset(
     + ["acquire: FINAL as failed, unsequenced", "finalize: passed failed", "finalize: passed skipped"]
     + ["refused: CONFLICT, loose", "refused: FINAL, loose", "run: passed, unsequenced"]
     + ["set aside: gap and entries", "run: rejected, unsequenced"]
+    + ["finalize: loose failed crash", "ended: rejected, unsequenced"]
 )
 
 _KINDS = {name.split(":")[0] for name in EXPECTED}

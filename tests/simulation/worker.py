@@ -11,6 +11,8 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Death,
+    Ended,
     Entry,
     FetchEnd,
     FetchOffsets,
@@ -21,6 +23,7 @@ from eventproc.effects import (
     Produce,
     Release,
     Renew,
+    Renewed,
     Run,
     Seek,
     StoreReply,
@@ -28,7 +31,7 @@ from eventproc.effects import (
 )
 from eventproc.errors import Fenced, Reject
 from eventproc.event import Event
-from eventproc.handlers import Runner
+from eventproc.handlers import Outcome, Runner
 from eventproc.pipeline import Pipeline
 from eventproc.store.scripts import Call
 from tests.simulation import transitions
@@ -84,12 +87,16 @@ class Committer:
 
 
 class SimulatedWorker:
-    """One life of a worker on `host`; `force`: it was started with --takeover."""
+    """One life of a worker on `host`; `force`: it was started with --takeover.
 
-    def __init__(self, world: World, number: int, host: str, force: bool) -> None:
+    `death` is what its supervisor tells of the life before.
+    """
+
+    def __init__(self, world: World, number: int, host: str, force: bool, death: Death | None) -> None:
         self.world = world
         self.number = number
         self.host = host
+        self.death = death
         self.requests: deque[tuple[StoreRequest, Call]] = deque()
         self.replies: deque[tuple[StoreRequest, Call, StoreReply]] = deque()
         self.produced: deque[Entry] = deque()
@@ -100,6 +107,11 @@ class SimulatedWorker:
         self.answers: list[int] = []  # end offsets that were told
         self.crash_after = -1  # requests of a step that are still carried out; -1: all
         self.crash_in_run = -1  # runs that are still made
+        self.running = -1  # offset on which a sync handler runs
+        self._dying = False  # that handler has killed it
+        self.tasks: dict[Entry, Outcome] = {}  # on which an async handler runs, and what will come of each
+        self.strays: set[Entry] = set()  # what ran when everything was thrown away
+        self.suspects: set[int] = set()  # offsets that Redis has told to be
         self.slow_run = False  # the next run outlasts its locks
         self.die_at = -1  # command at which the script of its next call dies; -1: none
         self.lives = 0  # times it has claimed the partition
@@ -119,8 +131,18 @@ class SimulatedWorker:
             warn=lambda event, **fields: None,
             may_take=self._may_take,
             force=force,
+            death=death,
+            concurrency=world.concurrency,
         )
-        self.runner = Runner(self._handle, 0, world.clock, lambda since, offset: None)
+        self.runner = Runner(self._handle, 0, world.clock, self._mark)
+
+    def runs(self) -> list[int]:
+        """Offsets on which handlers run, as its supervisor sees them when it is dead."""
+        return sorted([entry.offset for entry in self.tasks] + [self.running] * (self.running >= 0))
+
+    def _mark(self, since_ms: int, offset: int) -> None:
+        if not self._dying:
+            self.running = offset
 
     def _may_take(self, owner: str) -> bool:
         """A supervisor knows which workers of its own host are dead, and nothing of others."""
@@ -129,9 +151,15 @@ class SimulatedWorker:
 
     def _handle(self, event: Event) -> None:
         world = self.world
+        if self._dying:
+            raise Crash
         fail = event.payload.get("fail")
         ok = not (fail is True or (isinstance(fail, int) and event.attempt <= fail))
         world.judge.run(self, event)
+        if event.payload.get("kill") or (self.crash_in_run == 0 and not world.concurrency):
+            self._dying = not world.concurrency  # an async one kills later, beside others
+            raise Crash
+        self.crash_in_run -= self.crash_in_run > 0
         if world.slow_handlers:
             world.clock.now_ms += world.random.choice((0, 0, 1, 30))
         if event.payload.get("reject"):
@@ -181,7 +209,8 @@ class SimulatedWorker:
     def _carry_out(self, request: Any) -> None:
         world = self.world
         if isinstance(request, Run):
-            self._run(request)
+            world.judge.begun(self, request)
+            (self._begin if world.concurrency else self._run)(request)
         elif isinstance(request, Produce):
             self.produced.append(request.entry)
         elif isinstance(request, Commit):
@@ -195,19 +224,20 @@ class SimulatedWorker:
         else:
             if isinstance(request, Claim):
                 world.offered = max(world.offered, request.offset)
+            world.judge.asked(self, request)
             transitions.asked(world.counts, request)
             self.requests.append((request, world.scripts.encode(request)))
 
     def _run(self, request: Run) -> None:
         world, begun_ms = self.world, self.world.clock.now_ms
-        if self.crash_in_run >= 0:
-            self.runner.run(request.entries[: self.crash_in_run])
-            raise Crash
+        crashes = self.crash_in_run >= 0
         if self.slow_run:
             self.slow_run = False
             self._outlast(request.entries)
         outcomes = self.runner.run(request.entries)
         world.judge.raise_of_runs()
+        if crashes or self._dying:
+            raise Crash
         took_ms = world.clock.now_ms - begun_ms
         self._handler_ms += took_ms
         transitions.ran(world.counts, request, outcomes)
@@ -223,12 +253,52 @@ class SimulatedWorker:
                 renew = Renew(ownership.epoch, ownership.owner, held)
                 transitions.answered(world.counts, renew, world.store.perform(world.scripts, renew))
 
+    # --- async handlers ---------------------------------------------------------------------------
+
+    def _begin(self, request: Run) -> None:
+        """What comes of them is known, but not told before they end."""
+        for entry in request.entries:
+            [self.tasks[entry]] = self.runner.run([entry])
+        self.world.judge.raise_of_runs()
+
+    def end_tasks(self) -> None:
+        """Some of the async handlers that run end, in any order. Raises Crash."""
+        world = self.world
+        if self.slow_run:
+            self.slow_run = False
+            self._outlast_tasks()
+        ended: list[Ended] = []
+        for entry in world.random.sample(list(self.tasks), world.random.randint(0, len(self.tasks))):
+            outcome = self.tasks[entry]
+            if isinstance(outcome, Crash) or self.crash_in_run == 0:
+                raise Crash
+            self.crash_in_run -= self.crash_in_run > 0
+            assert outcome is None or isinstance(outcome, BaseException)
+            del self.tasks[entry]
+            transitions.ended(world.counts, entry, outcome, thrown_away=entry in self.strays)
+            ended.append(Ended(entry, outcome, 0.1))
+        if ended:
+            self.touched = True
+            self.pipeline.on_ended(ended, world.clock.now_ms)
+
+    def _outlast_tasks(self) -> None:
+        """They take twice as long as their locks live, while the loop goes on."""
+        world = self.world
+        for _ in range(6):
+            world.clock.now_ms += world.settings.inflight_ttl_ms // 3
+            self.turn()
+            while self.requests and not world.redis_away:
+                world.execute(self)
+            while self.replies:
+                self.take_reply()
+
     # --- replies ----------------------------------------------------------------------------------
 
     def take_reply(self) -> None:
         """Hand the first reply to the pipeline. Raises Fenced."""
         request, _, reply = self.replies.popleft()
         pipeline, now = self.pipeline, self.world.clock.now_ms
+        owned = pipeline.owned
         transitions.answered(self.world.counts, request, reply)
         if isinstance(request, Finalize):
             assert isinstance(reply, Finalized)
@@ -242,10 +312,16 @@ class SimulatedWorker:
         elif isinstance(request, Claim):
             assert isinstance(reply, Claimed)
             self.lives += reply.status == "ok"
+            self.suspects.update(reply.suspects)
             for then in pipeline.on_claimed(reply, now):
                 self._carry_out(then)
         elif isinstance(request, Release):
             pipeline.on_released(request)
+        elif isinstance(request, Renew):
+            assert isinstance(reply, Renewed)
+            pipeline.on_renewed(request, reply, now)
+        if owned and not pipeline.owned:
+            self.strays.update(self.tasks)
 
 
 __all__ = ["Crash", "Fenced", "SimulatedWorker"]

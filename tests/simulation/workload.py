@@ -59,6 +59,8 @@ def workload(rng: Random, events: int, users: int) -> list[Written]:
             payload["fail"] = choice((True, 1))
         elif kind < 0.06:
             payload["reject"] = True
+        elif kind < 0.063:
+            payload["kill"] = True  # the worker, each time
         written = _event(id, name, seq, **payload)
         if kind > 0.96:
             late.append(written)

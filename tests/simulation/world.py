@@ -14,7 +14,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from eventproc.effects import Finalize, Finalized, Offsets
+from eventproc.effects import Death, Finalize, Finalized, Offsets
 from eventproc.errors import Fenced
 from eventproc.settings import Settings
 from eventproc.store.scripts import Call, ScriptSet, decode
@@ -134,12 +134,14 @@ class World:
         self.settings = _settings().model_copy(update=self.chosen)
         self.scripts = ScriptSet(self.settings, TOPIC, 0)
         self.slow_handlers = rng.random() < 0.2
+        self.concurrency = rng.choice((0, 0, 4))  # of an async handler
         self.events = events or _choose_size(rng)
         self.users = min(len(OURS), rng.choice((2, 5, 9)))
         self.faults_left = faults or rng.randint(3, 10)
         self.fault_rate = min(0.04, self.faults_left / (8.0 * self.events))
         self.only = tuple(only)
         self.counts: dict[str, int] = defaultdict(int)
+        self.counts["async"] = int(self.concurrency > 0)
         self.history: list[str] = []
         self._missed = ""  # a fault that has found nothing to hit yet, and for how many actions
         self._missed_for = 0
@@ -171,21 +173,30 @@ class World:
 
     # --- lives ------------------------------------------------------------------------------------
 
-    def start(self, host: str, *, force: bool = False) -> SimulatedWorker:
+    def start(self, host: str, *, force: bool = False, death: Death | None = None) -> SimulatedWorker:
         """A new worker process."""
         self._lives += 1
-        return SimulatedWorker(self, self._lives, host, force)
+        return SimulatedWorker(self, self._lives, host, force, death)
+
+    def _death(self, worker: SimulatedWorker, why: str) -> Death | None:
+        """What the next start is to record; a worker that ended by itself has nothing running."""
+        ran = worker.runs() if why.startswith("crash") else []
+        if ran:
+            self.judge.died(ran)
+            return Death(f"d{worker.number}", ran, why)
+        return worker.death if not worker.lives else None  # it was recorded with the claim
 
     def bury(self, worker: SimulatedWorker, why: str) -> None:
         """The worker is dead; its supervisor starts another one (not always, beside the main one)."""
         self.history.append(f"{why} {worker.number}")
         self.dead.add(worker.number)
+        death = self._death(worker, why)
         if worker is self.worker:
-            self.worker = self.start(worker.host)
+            self.worker = self.start(worker.host, death=death)
         elif worker in self.others:
             self.others.remove(worker)
             if self.random.random() < 0.3:
-                self.others.append(self.start(worker.host))
+                self.others.append(self.start(worker.host, death=death))
 
     # --- a history --------------------------------------------------------------------------------
 
@@ -266,6 +277,8 @@ class World:
             return
         redis, kafka = not self.redis_away, not self.kafka_away
         actions: list[Callable[[], None]] = [worker.turn] * 2 if worker.is_due() else []
+        if worker.tasks:
+            actions.append(worker.end_tasks)
         if worker.requests and redis:
             actions += [lambda: self.execute(worker)] * 2
         if worker.replies:
@@ -354,6 +367,8 @@ class World:
     def serve(self, worker: SimulatedWorker) -> None:
         """One of each that is there for the worker to get."""
         worker.turn()
+        if worker.tasks:
+            worker.end_tasks()
         self.answer(worker)
         if worker.requests:
             self.execute(worker)
@@ -406,7 +421,8 @@ class World:
             worker = self.worker
             if self._is_at_rest(worker):
                 return
-            busy = worker.requests or worker.replies or worker.produced or worker.fetch_at != log_read
+            waited_for = worker.tasks or worker.requests or worker.replies or worker.produced
+            busy = waited_for or worker.fetch_at != log_read
             quiet = 0 if busy else quiet + 1
             if quiet:
                 self.clock.now_ms += 7 if quiet < 3 else self._idle_ms(worker)
