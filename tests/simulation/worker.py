@@ -303,6 +303,8 @@ class SimulatedWorker:
         if isinstance(request, Finalize):
             assert isinstance(reply, Finalized)
             pipeline.on_finalized(request, reply, now, self.world.clock.wall_ms())
+            # what is final has run well, even if Redis loses that
+            self.suspects = {offset for offset in self.suspects if offset >= pipeline.acked_floor}
         elif isinstance(request, Acquire):
             assert isinstance(reply, Acquired)
             pipeline.on_acquired(request, reply, now)
