@@ -124,6 +124,7 @@ class ScriptSet:
             self.scripts["finalize_events"].sha1,
             f"{topic}:{partition}:",
             settings.inflight_ttl_ms,
+            settings.locking == "event",
             settings.dlq_raw_max_bytes,
             limits,
         )

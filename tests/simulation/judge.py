@@ -207,8 +207,7 @@ class Judge:
             if key.startswith(b"event:") and isinstance(value, dict)
         }
         hashes = {**self.expired, **hashes}
-        locks = [(key, value) for key, (value, _) in dump.items() if key.startswith(b"inflight:")]
-        left = [key for key, value in locks if self._stays(value)]
+        left = [key for key in dump if key.startswith(b"inflight:")]
         if left:
             raise Violation(f"locks left: {left}")
         judged = [(r, d) for r, d in world.documents if r.place >= world.forgiven]
@@ -226,13 +225,6 @@ class Judge:
         self._killers()
         for id, value in hashes.items():
             self._hash(id, value, dump)
-
-    def _stays(self, lock: Any) -> bool:
-        """Not a lock of an epoch before a failover that a look-up took: runs lock nothing there, so that
-        nobody comes to take it over, and it ends with its time."""
-        world, ownership = self._world, self._world.worker.pipeline.ownership
-        looked_up = world.settings.locking == "partition" and world.counts["restored"]
-        return not looked_up or lock == world.scripts.lock(ownership.epoch, ownership.owner).encode()
 
     def _document(
         self, place: int, document: Document, final: dict[bytes, bytes] | None, places: set[int]
