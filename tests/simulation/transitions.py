@@ -172,7 +172,6 @@ EXPECTED = frozenset(
         "acquire: GRANTED, sequenced",
         "acquire: GRANTED, unsequenced",
         "acquire: LATE, looked up below",
-        "acquire: LOCKED, looked up below",
         "acquire: LOCKED, sequenced",
         "acquire: LOCKED, unsequenced",
         "acquire: STALE, looked up below",
@@ -256,7 +255,11 @@ _LOOKED_UP = ("below", "stale", "seq_jump", "misrouted")
 RARE = frozenset(
     [f"acquire: FINAL {how}, looked up {why}" for how in _FINALS for why in _LOOKED_UP]
     + [f"acquire: FINAL as {how} here, looked up {why}" for how in _FINALS[1:3] for why in _LOOKED_UP]
-    + [f"acquire: {verdict}, looked up {why}" for verdict in ("FOREIGN", "LATE") for why in _LOOKED_UP]
+    + [
+        f"acquire: {verdict}, looked up {why}"
+        for verdict in ("FOREIGN", "LATE", "LOCKED")
+        for why in _LOOKED_UP
+    ]
     + ["acquire: FINAL as failed, sequenced", "acquire: FINAL as failed here, sequenced"]
     + ["acquire: FINAL as failed, unsequenced", "finalize: passed failed", "finalize: passed skipped"]
     + ["refused: CONFLICT, loose", "refused: FINAL, loose", "run: passed, unsequenced"]
