@@ -14,6 +14,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 KAFKA_ARGS ?=
+SEEDS ?= 100000
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -25,6 +26,7 @@ help: ## this list
 	@echo "usage: make TARGET"
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 	@echo "variables: PYTHON=$(PYTHON) (3.11 or newer), JOBS=$(JOBS) (test processes; 0: one after the other),"
+	@echo "           SEEDS=$(SEEDS) (simulated histories: how many, or FIRST-LAST),"
 	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, KAFKA_ARGS (passed on)"
 
 # --- environment --------------------------------------------------------------------------------
@@ -58,6 +60,14 @@ test: $(EXTENSION) ## everything, on its own servers (real Kafka too, with Java 
 	  $(PY) -m tests.kafka_server fetch >/dev/null || echo "make: the tests will say what this means"; \
 	fi
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+.PHONY: simulate
+simulate: $(EXTENSION) ## play SEEDS simulated histories, and tell which of them break a rule
+	$(PY) -m tests.simulation.run $(SEEDS)
+
+.PHONY: mutants
+mutants: $(EXTENSION) ## let every killer loose on every planted bug
+	$(PY) -m tests.mutants.matrix
 
 .PHONY: bench
 bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/
