@@ -64,6 +64,14 @@ test: $(EXTENSION) ## everything, on its own servers (real Kafka too, with Java 
 	fi
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
+.PHONY: simulate
+simulate: $(EXTENSION) ## play SEEDS simulated histories, and tell which of them break a rule
+	$(PY) -m tests.simulation.run $(SEEDS)
+
+.PHONY: mutants
+mutants: $(EXTENSION) ## let every killer loose on every planted bug
+	$(PY) -m tests.mutants.matrix
+
 .PHONY: bench
 bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/
 	@mkdir -p .benchmarks

@@ -25,6 +25,10 @@ from tests.simulation.world import FAULTS, Violation, World, simulate
 SEEDS = int(os.environ.get("EVENTPROC_TEST_SEEDS", "20000"))
 
 
+#: For tests that look at what came of all seeds: one process plays them, on all cores, for all.
+all_seeds = pytest.mark.xdist_group("all_seeds")
+
+
 @pytest.fixture(scope="module")
 def played() -> Part:
     """What came of all seeds, whoever asks first."""
@@ -34,18 +38,21 @@ def played() -> Part:
     return total
 
 
+@all_seeds
 @pytest.mark.timeout(1800)
 def test_no_history_loses_doubles_or_reorders_an_event(played: Part) -> None:
     assert not played.failures, "\n".join(told for _, told in played.failures)
     assert played.played == SEEDS
 
 
+@all_seeds
 @pytest.mark.timeout(1800)
 def test_every_fault_strikes_often(played: Part) -> None:
     for fault in FAULTS:
         assert played.counts[f"fault:{fault}"] >= SEEDS // 20, (fault, played.counts)
 
 
+@all_seeds
 @pytest.mark.timeout(1800)
 def test_every_transition_is_reached(played: Part) -> None:
     """By name; that every line and branch of the machine is reached, too, is test_coverage.py's."""
