@@ -82,14 +82,6 @@ chaos: $(EXTENSION) ## all faults mixed over a load for MINUTES=30 from SEED=…
 	@CI=true scripts/need redis kafka
 	@$(PY) -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
-.PHONY: simulate
-simulate: $(EXTENSION) ## simulated histories, SEEDS=20000 or SEEDS=500-599
-	$(PY) -m tests.simulation.run $(SEEDS)
-
-.PHONY: mutants
-mutants: $(EXTENSION) ## plant each known bug and see which tests notice it
-	$(PY) -m tests.mutants.matrix
-
 .PHONY: lint
 lint: $(EXTENSION) ## ruff, mypy --strict, cython-lint, luacheck, shellcheck, layers
 	@scripts/need lint

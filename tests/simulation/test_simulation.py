@@ -55,7 +55,6 @@ def test_every_fault_strikes_often(played: Part) -> None:
 @all_seeds
 @pytest.mark.timeout(1800)
 def test_every_transition_is_reached(played: Part) -> None:
-    """By name; that every line and branch of the machine is reached, too, is test_coverage.py's."""
     assert sorted(name for name in EXPECTED if not played.counts[name]) == []
     assert unnamed(played.counts) == []
 
