@@ -110,7 +110,7 @@ MUTANTS = (
         (
             (
                 "store/channel.py",
-                "            self._send_again()\n            self._flush()\n        else:\n",
+                "            self._send_again()\n            self.flush()\n        else:\n",
                 "            self._pending.popleft()\n"
                 "            self._done.append((item.request, None))\n        else:\n",
             ),
