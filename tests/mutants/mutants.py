@@ -24,7 +24,7 @@ _TESTS = {
     "behind": ("unit/test_pipeline_gaps", "nothing_closes_before_it_has_read_to_the_end_it_was_told"),
     "stalled": ("unit/test_pipeline_gaps", "a_stall_of_the_process_starts_the_full_timeout_anew"),
     "signal": ("unit/test_worker_signals", "a_signal_sets_a_flag_and_raises_nothing"),
-    "retry": ("integration/test_scripts_finalize", "same_call_again_writes_nothing_and_answers_the_same"),
+    "retry": ("integration/scripts/test_finalize", "same_call_again_writes_nothing_and_answers_the_same"),
     "noscript": ("integration/test_channel", "flushed_scripts_are_loaded_again_in_order"),
     "delivery": ("unit/test_pipeline_floor", "a_dead_letter_holds_the_floor_until_kafka_has_acknowledged_it"),
 }
