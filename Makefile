@@ -12,6 +12,7 @@ VENV ?= .venv
 JOBS ?= 0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+SEEDS ?= 20000
 BENCH_ARGS ?=
 KAFKA_ARGS ?=
 MINUTES ?= 30
@@ -62,6 +63,14 @@ test: $(EXTENSION) ## everything, on its own servers (real Kafka too, with Java 
 	  $(PY) -m tests.kafka_server fetch >/dev/null || echo "make: the tests will say what this means"; \
 	fi
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+.PHONY: simulate
+simulate: $(EXTENSION) ## play SEEDS simulated histories, and tell which of them break a rule
+	$(PY) -m tests.simulation.run $(SEEDS)
+
+.PHONY: mutants
+mutants: $(EXTENSION) ## let every killer loose on every planted bug
+	$(PY) -m tests.mutants.matrix
 
 .PHONY: bench
 bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/

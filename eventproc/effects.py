@@ -52,12 +52,29 @@ class Gap:
 
 
 @dataclass(slots=True)
+class Death:
+    """A worker died while handlers ran, on the records at `offsets`; `id` tells one death from another."""
+
+    id: str
+    offsets: list[int]
+    cause: str
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A record that ran when a worker died. `deaths` counts those at which it ran alone."""
+
+    deaths: int
+    cause: str  # of the latest
+
+
+@dataclass(slots=True)
 class Claim:
     """Take the partition, or learn who has it.
 
     `may_take` is the owner string that may be superseded although its lease runs ("" = none): a dead
     predecessor. `force` takes it anyway. `offset` and `baseline` (-1 = none) are stored only when Redis
-    holds no position.
+    holds no position. `death` is to be recorded with the claim, once however often it is told.
     """
 
     owner: str
@@ -66,11 +83,13 @@ class Claim:
     force: bool = False
     offset: int = -1
     baseline: int = -1
+    death: Death | None = None
 
 
 @dataclass(slots=True)
 class Claimed:
-    """`held`: another owner's lease runs; `owner` and `age_ms` name it. Else epoch, rev, position."""
+    """`held`: another owner's lease runs; `owner` and `age_ms` name it. Else epoch, rev, position, and the
+    suspects by offset."""
 
     status: Literal["ok", "held"]
     epoch: int = 0
@@ -79,6 +98,7 @@ class Claimed:
     baseline: int = -1
     owner: str = ""
     age_ms: int = 0
+    suspects: dict[int, Suspect] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -202,11 +222,15 @@ class Release:
 
 @dataclass(slots=True)
 class Renew:
-    """Keep the partition and these entries' locks ours while a handler runs long."""
+    """Keep the partition and these entries' locks ours while a handler runs long.
+
+    `rev` is that of the last finalize call before this one; -1: there will be none until this is answered.
+    """
 
     epoch: int
     owner: str
     entries: list[Entry]
+    rev: int = -1
 
 
 @dataclass(slots=True)
@@ -267,9 +291,19 @@ class Produce:
 @dataclass(slots=True)
 class Run:
     """Run the handler on these, in order; the rest of a lane is left unrun after a failure, and all that is
-    left when it takes long."""
+    left when it takes long. An async handler is begun on all of them, beside what runs already; each tells
+    its end as it comes (`Ended`)."""
 
     entries: list[Entry]
+
+
+@dataclass(slots=True)
+class Ended:
+    """An async handler has ended: by itself (`error` is None), or by raising."""
+
+    entry: Entry
+    error: BaseException | None
+    took_ms: float
 
 
 BrokerRequest = FetchOffsets | Seek | FetchEnd | Commit | Produce

@@ -59,7 +59,7 @@ class Batch:
 class Finalizer:
     """Collects effects; at most one finalize call is under way.
 
-    `conflict_letter(entry)` makes the letter for a record whose id belongs to another event.
+    `conflict(entry)` dead-letters a record whose id belongs to another event.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Finalizer:
         asides: Asides,
         ownership: Ownership,
         meter: Meter,
-        conflict_letter: Callable[[Entry], Entry],
+        conflict: Callable[[Entry], None],
         now_ms: int,
     ) -> None:
         self._batch_max = batch_max
@@ -81,7 +81,7 @@ class Finalizer:
         self._asides = asides
         self._ownership = ownership
         self._meter = meter
-        self._conflict_letter = conflict_letter
+        self._conflict = conflict
         self.done: deque[Entry] = deque()
         self.acked_floor = buffer.position  # the last floor that Redis acknowledged
         self.has_next: set[str] = set()  # users whose next: key exists
@@ -92,6 +92,11 @@ class Finalizer:
     def busy(self) -> bool:
         """Whether something is to be written, or being written."""
         return bool(self.done or self._gaps or self._under_way)
+
+    @property
+    def sent_rev(self) -> int:
+        """Revision of the last call, answered or not."""
+        return self._under_way.rev if self._under_way is not None else self._ownership.rev
 
     def add_gaps(self, gaps: list[Gap]) -> None:
         """These gaps were given up."""
@@ -238,7 +243,10 @@ class Finalizer:
 
     def _applied(self, entry: Entry, counts: dict[str, int], written: Written) -> None:
         if entry.passed:
-            if entry.status and entry.reason:
+            # its letter settles the offset, so it comes after what moves its user on
+            if entry.reason == "id_conflict":
+                self._conflict(entry)
+            elif entry.status and entry.reason:
                 self._settler.dead_letter(entry)
             return
         written.freed.append(entry)
@@ -258,7 +266,7 @@ class Finalizer:
             written.final.append(entry)
         else:
             entry.error = f"id {entry.id} became final under another user or seq"
-            self.done.append(self._conflict_letter(entry))
+            self._conflict(entry)
 
     def _set_aside(
         self, group: UserEffects, entries: list[Entry], gaps: Sequence[Gap], key: str, now_ms: int

@@ -7,6 +7,7 @@ import inspect
 import os
 import random
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
@@ -18,7 +19,7 @@ from eventproc.errors import HandlerLoadError, Reject
 from eventproc.event import Event
 from eventproc.settings import Settings
 
-Handler = Callable[[Event], Any]
+Handler = Callable[[Event], Any]  # one that is async returns a coroutine
 BUILT_IN = "eventproc.handlers:simulate"
 
 
@@ -99,14 +100,7 @@ def load_handler(settings: Settings, clock: Clock) -> Handler:
 def _check_signature(path: str, handler: Any) -> None:
     if not callable(handler):
         raise HandlerLoadError(f"handler {path!r} is {type(handler).__name__}, which cannot be called")
-    call = handler if inspect.isroutine(handler) else type(handler).__call__
-    forms = (handler, call, getattr(handler, "func", None))  # func: of a partial
-    if any(inspect.iscoroutinefunction(form) for form in forms):
-        raise HandlerLoadError(
-            f"handler {path!r} is async; this version runs sync handlers only: wrap it, for example "
-            "def handler(event): asyncio.run(handle(event))"
-        )
-    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
+    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in _forms(handler)):
         raise HandlerLoadError(f"handler {path!r} is a generator function: it would never run")
     try:
         signature = inspect.signature(handler)
@@ -119,6 +113,16 @@ def _check_signature(path: str, handler: Any) -> None:
             f"handler {path!r} has the signature {name_of(handler)}{signature}; it must take one argument, "
             "the event"
         ) from None
+
+
+def is_async(handler: Handler) -> bool:
+    """Whether it is to be awaited."""
+    return any(inspect.iscoroutinefunction(form) for form in _forms(handler))
+
+
+def _forms(handler: Any) -> tuple[Any, ...]:
+    call = handler if inspect.isroutine(handler) else type(handler).__call__
+    return (handler, call, getattr(handler, "func", None))  # func: of a partial
 
 
 def name_of(handler: object) -> str:
@@ -170,6 +174,8 @@ class Runner:
                 returned = handler(event_of(entry, partition))
             except BaseException as error:  # SystemExit too: the handler's end is not the worker's
                 broken.add(entry.lane)
+                if isinstance(error, MemoryError):
+                    traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
                 done(error)
             else:
                 if returned is not None and inspect.isawaitable(returned):
@@ -185,7 +191,7 @@ def _never_awaited(returned: object) -> TypeError:
     """What a plain function that returns a coroutine comes to: nothing of it has run."""
     if inspect.iscoroutine(returned):
         returned.close()
-    return TypeError("the handler returned an awaitable, which this version does not await")
+    return TypeError("the handler returned an awaitable although it is no async function: nothing awaits it")
 
 
 def _told(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 from eventproc.effects import Entry
@@ -21,9 +21,13 @@ class Lanes:
 
     Entries of lanes in which nothing waits stand in one line, in the order in which they came. Once an
     entry has to wait its lane is *kept apart*, in order of seq, until it is empty.
+
+    `one_each`: only the head of a lane is taken, and stays there, blocked, until it is dropped or enters
+    again; so every lane is kept apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, one_each: bool = False) -> None:
+        self._one_each = one_each
         self._line: deque[Entry] = deque()
         self._apart: dict[Lane, list[Entry]] = {}
         self._ready: OrderedDict[Lane, None] = OrderedDict()  # lanes kept apart whose head may run
@@ -37,16 +41,21 @@ class Lanes:
             return len(self._line)
         return len(self._line) + sum([len(self._apart[lane]) for lane in self._ready])
 
+    def count(self, heads: Iterable[Entry]) -> int:
+        """How many entries stand in the lanes of these, which are apart."""
+        apart = self._apart
+        return sum([len(apart[head.lane]) for head in heads])
+
     def enter(self, entry: Entry) -> None:
         """The entry may run as soon as it is the head of its lane.
 
         It is blocked, or new and behind all that ever entered its lane; what was taken is put back.
         """
-        if not self._apart or entry.lane not in self._apart:
+        if not self._one_each and (not self._apart or entry.lane not in self._apart):
             self._line.append(entry)
             return
         entry.go = True
-        entries = self._apart[entry.lane]
+        entries = self._keep_apart(entry.lane)
         if not entry.held:
             self._insert(entries, entry)
         if entries[0].go:
@@ -54,7 +63,7 @@ class Lanes:
 
     def enter_all(self, entries: list[Entry]) -> None:
         """`enter` for each."""
-        if self._apart:
+        if self._one_each or self._apart:
             for entry in entries:
                 self.enter(entry)
         else:
@@ -76,7 +85,7 @@ class Lanes:
             self.enter(entry)
 
     def drop(self, entry: Entry) -> None:
-        """The entry is done with although it never ran; what stood behind it may move."""
+        """The entry is done with although it stands in its lane still; what stood behind it may move."""
         if not entry.held:
             return
         entries = self._apart[entry.lane]
@@ -88,6 +97,8 @@ class Lanes:
 
         Under load the line is never empty: half belongs to the lanes kept apart, lest a retry waits for ever.
         """
+        if self._one_each:
+            return self._take_heads(most)
         if not self._ready:
             return self._take_line(most)
         half = (most + self._turn) // 2 if self._line else most
@@ -95,6 +106,15 @@ class Lanes:
         taken = self._take_apart(half)
         taken += self._take_line(most - len(taken))
         taken += self._take_apart(most - len(taken))
+        return taken
+
+    def _take_heads(self, most: int) -> list[Entry]:
+        taken: list[Entry] = []
+        while self._ready and len(taken) < most:
+            lane, _ = self._ready.popitem(last=False)
+            head = self._apart[lane][0]
+            head.go = False
+            taken.append(head)
         return taken
 
     def _take_line(self, most: int) -> list[Entry]:

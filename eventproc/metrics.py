@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 from eventproc.effects import GapReason, Reason
 from eventproc.errors import ConfigError
+from eventproc.settings import MAX_CONCURRENCY
 
 Counter = Literal[
     "records_consumed",
@@ -53,6 +54,7 @@ Gauge = Literal[
     "started_ms",
     "redis_down",
     "kafka_down",
+    "breaker_open",
     "redis_bytes_used",
     "redis_maxmemory",
     "redis_bytes_per_event",
@@ -66,7 +68,8 @@ STATES: tuple[State, ...] = get_args(State)
 OUTCOMES = ("processed", "failed", "skipped", "duplicate", "invalid", "tombstone", "misrouted")
 REASONS: tuple[str, ...] = tuple(reason for reason in get_args(Reason) if reason)
 GAP_REASONS: tuple[str, ...] = get_args(GapReason)
-CALLS = ("claim", "load", "acquire", "finalize", "release", "check")
+CALLS = ("claim", "load", "acquire", "finalize", "release", "renew", "check")
+
 
 # Fine below 50 ms, where the latency target lies.
 _LATENCY_MS = (
@@ -146,6 +149,7 @@ METRICS: tuple[Metric, ...] = (
     _gauge("started_ms", "when the worker started, since 1970", "worker_start_time_seconds", _MS),
     _gauge("redis_down", "1 while Redis does not answer this worker"),
     _gauge("kafka_down", "1 while Kafka does not answer this worker"),
+    _gauge("breaker_open", "1 while the partition is stopped before one dead letter too many"),
     _gauge("redis_bytes_used", "memory Redis uses (used_memory)", "redis_used_bytes", scope="deployment"),
     _gauge(
         "redis_maxmemory", "memory Redis may use, 0: unlimited", "redis_maxmemory_bytes", scope="deployment"
@@ -202,13 +206,14 @@ class Distribution:
 # --- layout of a page, in 8-byte words ---------------------------------------------------------------
 
 # used for progress, not exposed as metrics of their own
-_PROGRESS, _LAST_BEAT, _RUNNING_SINCE, _RUNNING_OFFSET, _STATE = range(5)
+_PROGRESS, _LAST_BEAT, _RUNNING_SINCE, _RUNNING_OFFSET, _STATE, _RESUMES, _RESUMED = range(7)
 _TEXT_WORDS = 31  # one of length and checksum, 240 bytes
 _TEXT_BYTES = (_TEXT_WORDS - 1) * 8
-_LAST_ERROR = 5
+_LAST_ERROR = 7
 _STATE_REASON = _LAST_ERROR + _TEXT_WORDS
 _LAST_DEAD_LETTER = _STATE_REASON + _TEXT_WORDS
-_FIRST_METRIC = _LAST_DEAD_LETTER + _TEXT_WORDS
+_TASKS = _LAST_DEAD_LETTER + _TEXT_WORDS  # of each slot: since when its handler runs, on which offset
+_FIRST_METRIC = _TASKS + 2 * MAX_CONCURRENCY
 _SUM_SCALE = 1000  # sums of histograms are kept in thousandths
 
 _METRIC = {metric.name: metric for metric in METRICS}
@@ -286,7 +291,7 @@ class Page:
         for metric in METRICS:
             if metric.kind == "gauge":
                 self._words[_WORD[metric.name, ""]] = 0
-        self.running(0)
+        self.forget_runs()
 
     # progress and state; times are on the machine's monotonic clock, which all processes share
 
@@ -300,6 +305,39 @@ class Page:
         self._words[_RUNNING_OFFSET] = offset
         self._words[_RUNNING_SINCE] = since_ms
 
+    def task(self, slot: int, since_ms: int, offset: int = -1) -> None:
+        """The same for one of many async handlers, each of which has a slot while it runs."""
+        word = _TASKS + 2 * slot
+        self._words[word + 1] = offset
+        self._words[word] = since_ms
+
+    def forget_runs(self) -> None:
+        """Nothing runs."""
+        self.running(0)
+        words = self._words
+        for word in range(_TASKS, _TASKS + 2 * MAX_CONCURRENCY, 2):
+            if words[word]:
+                words[word] = 0
+
+    def ask_resume(self) -> int:
+        """Ask the worker to close its breaker; the number of times it was asked. The supervisor's word."""
+        self._words[_RESUMES] += 1
+        return int(self._words[_RESUMES])
+
+    @property
+    def resumes(self) -> int:
+        """How often the worker was asked."""
+        return int(self._words[_RESUMES])
+
+    @property
+    def resumed(self) -> int:
+        """Up to which of these the worker has obeyed; the worker's word."""
+        return int(self._words[_RESUMED])
+
+    @resumed.setter
+    def resumed(self, number: int) -> None:
+        self._words[_RESUMED] = number
+
     @property
     def progress(self) -> int:
         """How often progress was made."""
@@ -311,14 +349,27 @@ class Page:
         return int(self._words[_LAST_BEAT])
 
     @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Since when (monotonic) and on which offset each handler runs, the oldest first; what a dead worker
+        leaves here is what it died of, or with."""
+        words = self._words
+        found = [(words[_RUNNING_SINCE], words[_RUNNING_OFFSET])] if words[_RUNNING_SINCE] else []
+        since = words[_TASKS : _TASKS + 2 * MAX_CONCURRENCY : 2].tolist()
+        if any(since):
+            offsets = words[_TASKS + 1 : _TASKS + 2 * MAX_CONCURRENCY : 2].tolist()
+            found += [run for run in zip(since, offsets, strict=True) if run[0]]
+            found.sort()
+        return found
+
+    @property
     def running_since_ms(self) -> int:
-        """Since when a handler runs, monotonic; 0: none does."""
-        return int(self._words[_RUNNING_SINCE])
+        """Since when the oldest runs, monotonic; 0: none does."""
+        return min((since for since, _ in self.runs), default=0)
 
     @property
     def running_offset(self) -> int:
-        """Offset of the running record; -1: none, or not told."""
-        return int(self._words[_RUNNING_OFFSET])
+        """Offset of the record on which the oldest runs; -1: none, or not told."""
+        return min(self.runs, default=(0, -1))[1]
 
     @property
     def state(self) -> State:

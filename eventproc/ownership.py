@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from eventproc.effects import Claim, Claimed, FetchOffsets, Offsets
+from eventproc.effects import Claim, Claimed, Death, FetchOffsets, Offsets
 from eventproc.errors import ConfigError
 from eventproc.settings import Settings
 
@@ -18,7 +18,7 @@ class Ownership:
     The offsets are asked for before each claim: while another owner has the partition, they move on.
 
     `may_take(owner)` tells whether a recorded owner is known to be gone, so that its lease need not run
-    out. `force` takes the partition from anyone, once.
+    out. `force` takes the partition from anyone, once. `death` is that of the worker before, to be recorded.
     """
 
     def __init__(
@@ -28,8 +28,10 @@ class Ownership:
         owner: str,
         may_take: Callable[[str], bool],
         force: bool = False,
+        death: Death | None = None,
     ) -> None:
         self._settings = settings
+        self._death = death
         self._name = f"{settings.kafka_topic}/{partition}"
         self.owner = owner
         self._may_take = may_take
@@ -58,7 +60,8 @@ class Ownership:
         if self._state == "ready":
             self._state = "claiming"
             offset, baseline = self._first_position()
-            return Claim(self.owner, self._settings.lease_ms, self._taken_over, self._force, offset, baseline)
+            lease_ms = self._settings.lease_ms
+            return Claim(self.owner, lease_ms, self._taken_over, self._force, offset, baseline, self._death)
         return None
 
     def on_offsets(self, offsets: Offsets) -> None:
@@ -85,6 +88,7 @@ class Ownership:
                 self._again_ms = now_ms + STANDBY_POLL_MS
             return -1
         self._force = False
+        self._death = None
         self.standby_for = ""
         self.epoch, self.rev, self.baseline = reply.epoch, reply.rev, reply.baseline
         if reply.offset >= 0 and not self._in_log(reply.offset) and not self._doubted:

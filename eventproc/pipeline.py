@@ -17,16 +17,20 @@ from collections import deque
 from collections.abc import Callable
 from copy import copy
 from functools import partial
+from operator import attrgetter
 from random import Random
 
 from eventproc._entry import grant, oldest_grant, take_outcomes
 from eventproc._reorder import Arrivals, ReorderBuffer
 from eventproc.asides import Asides
+from eventproc.breaker import Breaker
 from eventproc.effects import (
     Acquire,
     Acquired,
     Claimed,
     Commit,
+    Death,
+    Ended,
     Entry,
     FetchEnd,
     Final,
@@ -36,6 +40,8 @@ from eventproc.effects import (
     Offsets,
     Record,
     Release,
+    Renew,
+    Renewed,
     Request,
     Run,
     Seek,
@@ -52,6 +58,7 @@ from eventproc.lanes import Lanes
 from eventproc.ownership import Ownership
 from eventproc.settings import Settings
 from eventproc.settler import Settler
+from eventproc.suspects import Suspects
 
 LOCKED_RETRY_MS = 50
 PAUSE_COUNTS_MS = 1000  # not reading for longer stops the gap timers
@@ -61,7 +68,8 @@ class Pipeline:
     """The state machine of one partition; see the module's text.
 
     `partitions` is the topic's number of partitions, `owner` this worker's token; `warn(event, **fields)`
-    takes what an operator should read.
+    takes what an operator should read. `death` is that of the worker before, if handlers ran then.
+    `concurrency` is how many async handlers may run at a time; 0: the handler is a sync one.
     """
 
     def __init__(
@@ -76,6 +84,8 @@ class Pipeline:
         warn: Callable[..., None],
         may_take: Callable[[str], bool] = lambda owner: False,
         force: bool = False,
+        death: Death | None = None,
+        concurrency: int = 0,
     ) -> None:
         self._settings = settings
         self._partition = partition
@@ -84,7 +94,13 @@ class Pipeline:
         self._warn = warn
         self._intake = Intake(settings, partition, partitions)
         self._by_event = settings.locking == "event"
-        self.ownership = Ownership(settings, partition, owner, may_take, force)
+        self.ownership = Ownership(settings, partition, owner, may_take, force, death)
+        self._breaker = Breaker(settings.dlq_max_ratio, settings.dlq_max_consecutive)
+        self._suspects = Suspects()
+        self._concurrency = concurrency
+        self._most_at_once = max(settings.batch_max, concurrency)
+        self._tasks: set[Entry] = set()  # on which an async handler runs
+        self._strays: set[Entry] = set()  # those from before a rewind, whose results are thrown away
         self.draining = False
         self.drained = False
         self._suspended = False
@@ -104,7 +120,14 @@ class Pipeline:
         )
         self._gap_keeper = GapKeeper(self.buffer)
         self._asides = Asides(self._found_foreign)
-        self._lanes = Lanes()
+        self._strays |= self._tasks
+        self._tasks = set()
+        self._alone = False  # the one that runs is a suspect
+        self._behind_tasks = 0  # entries in the lanes of those, themselves included
+        self._renewing: Renew | None = None
+        self._renewed_ms = now_ms
+        self._lanes = Lanes(one_each=self._concurrency > 0)
+        self._suspects.turn.clear()
         self._ids = InflightIds()
         self._settler = Settler(self.buffer, self._lanes, self._warn)
         self._finalizer = Finalizer(
@@ -115,10 +138,11 @@ class Pipeline:
             self._asides,
             self.ownership,
             self._meter,
-            self._conflict_letter,
+            self._conflict,
             now_ms,
         )
         self._done = self._finalizer.done
+        self._held: list[Entry] = []  # not dead-lettered, because the breaker is open
         self._unknown: list[str] = []
         self._loading: LoadUsers | None = None
         self._waiting: deque[Entry] = deque()  # for acquire
@@ -145,7 +169,8 @@ class Pipeline:
         return (
             self.ownership.owned
             and not self.draining
-            and len(self._waiting) + len(self._done) + self._lanes.ready() < 4 * self._settings.batch_max
+            and not self._breaker.open
+            and len(self._waiting) + len(self._done) + self._backlog() < 4 * self._most_at_once
             and self.buffer.position - self.buffer.floor() < self._settings.max_replay_records
         )
 
@@ -153,6 +178,16 @@ class Pipeline:
     def paused(self) -> bool:
         """Whether reading has stood still for long enough to stop the gap timers."""
         return self._paused
+
+    @property
+    def stopped(self) -> str:
+        """Why the breaker is open; empty while it is not."""
+        return self._breaker.reason
+
+    @property
+    def next_dead_letter(self) -> Entry | None:
+        """The event that the open breaker holds."""
+        return self._held[0] if self._held else None
 
     @property
     def foreign(self) -> dict[str, str]:
@@ -163,6 +198,11 @@ class Pipeline:
     def floor(self) -> int:
         """Lowest offset that is not final, as far as is known here."""
         return self._settler.floor
+
+    @property
+    def suspects(self) -> list[int]:
+        """Offsets of the records that run alone, because a worker died while they ran."""
+        return self._suspects.offsets()
 
     @property
     def acked_floor(self) -> int:
@@ -189,7 +229,7 @@ class Pipeline:
 
     def next_deadline_ms(self) -> int:
         """When `step` is due although nothing happens, monotonic; -1 = no such time."""
-        times = [self._lanes.next_due_ms(), self.buffer.next_deadline_ms()]
+        times = [self._lanes.next_due_ms(), -1 if self._paused else self.buffer.next_deadline_ms()]
         return min((t for t in times if t >= 0), default=-1)
 
     # --- what happens -----------------------------------------------------------------------------
@@ -197,10 +237,14 @@ class Pipeline:
     def step(self, now_ms: int) -> list[Request]:
         """What to do next, in this order. Raises nothing."""
         if not self.ownership.owned:
+            if self._strays:
+                return []  # they end before anything is run anew
             request = self.ownership.step(now_ms)
             return [request] if request is not None else []
         requests: list[Request] = []
         self._lanes.fire(now_ms)
+        if self._tasks:
+            self._renew(now_ms, requests)
         if self.draining:
             self._drain(requests)
         else:
@@ -208,15 +252,16 @@ class Pipeline:
             self._expire(now_ms, requests)
             self._load(requests)
         # finalize before acquire: what it writes to the gap ledger decides look-ups behind it
-        finalize = self._finalizer.step(now_ms, lambda: self.draining or self.idle)
-        if finalize is not None:
-            requests.append(finalize)
-        if not self.draining:
+        self._finalize(now_ms, requests)
+        if not self.draining and not self._breaker.open:
             self._acquire(requests)
         requests += self._settler.produce()
         self._commit(now_ms, requests)
-        if not self.draining:
-            self._run(now_ms, requests)
+        if not self.draining and not self._breaker.open:
+            if self._concurrency:
+                self._begin_tasks(now_ms, requests)
+            else:
+                self._run(now_ms, requests)
         return requests
 
     def drain(self) -> None:
@@ -232,6 +277,17 @@ class Pipeline:
         self._suspended = False
         self._gap_keeper.restart(now_ms)
 
+    def close_breaker(self) -> None:
+        """Go on: what failed last runs once more, and other dead letters are sent."""
+        self._breaker.close()
+        held, self._held = self._held, []
+        for entry in held:
+            if entry.status or entry.letter:
+                self._dead_letter(entry)
+            else:
+                entry.reason, entry.error = "", ""
+                self._lanes.enter(entry)
+
     def on_offsets(self, offsets: Offsets) -> None:
         """Reply to FetchOffsets."""
         self.ownership.on_offsets(offsets)
@@ -242,6 +298,7 @@ class Pipeline:
         if start < 0:
             return []
         self._reset(start, now_ms)
+        self._suspects.learn(reply.suspects, start)
         if reply.offset != start:
             self._finalizer.acked_floor = -1  # to be written at once
         return [Seek(start)]
@@ -365,7 +422,7 @@ class Pipeline:
     def _take_other(self, entry: Entry, now_ms: int, held_ms: list[int]) -> None:
         """A letter, what is only looked up, or an id that is under way already."""
         if entry.letter:
-            self._done.append(entry)
+            self._dead_letter(entry)
             return
         if entry.look:
             self._look(entry)
@@ -412,7 +469,7 @@ class Pipeline:
         n = self._settings.batch_max
         if self._run_ms:  # no more than runs within half the lock's life
             n = min(n, int(self._settings.inflight_ttl_ms / 2 / self._run_ms))
-        n = max(1, n) - max(0, self._lanes.ready() - self._settings.batch_max)
+        n = max(1, n) - max(0, self._backlog() - self._most_at_once)
         if n <= 0:
             return
         waiting = self._waiting
@@ -478,7 +535,34 @@ class Pipeline:
                 entry.reason = "late" if late else "stale"
             if self._settings.late_policy == "skip":
                 entry.reason = ""
-        self._done.append(entry)
+        if entry.reason:
+            self._dead_letter(entry)
+        else:
+            self._done.append(entry)
+
+    def _dead_letter(self, entry: Entry) -> None:
+        """Finalize what is judged and goes to the DLQ, unless the breaker holds it."""
+        if self._admits(entry):
+            self._done.append(entry)
+        else:
+            self._held.append(entry)
+
+    def _admits(self, entry: Entry) -> bool:
+        was_open = self._breaker.open
+        if self._breaker.admits(entry.offset):
+            return True
+        if not was_open:
+            self._warn(
+                "dead_letters_stopped",
+                why=self._breaker.reason,
+                id=entry.id,
+                user=entry.user,
+                offset=entry.offset,
+                reason=entry.reason,
+                error=entry.error,
+                remedy=f"correct the cause, then `eventproc-supervisor resume --partition {self._partition}`",
+            )
+        return False
 
     def _final(self, entry: Entry, final: Final) -> None:
         """The id is final already (CONTRACT 4.4, 4.7)."""
@@ -505,35 +589,65 @@ class Pipeline:
         self._free_id(entry)
         self._lanes.drop(entry)
         if not same:
-            self._done.append(self._conflict_letter(entry))
+            self._conflict(entry)
         elif entry.reason:
             self._settler.dead_letter(entry)
         else:
             self._duplicate(entry)
 
-    def _conflict_letter(self, entry: Entry) -> Entry:
-        """What is dead-lettered of a record whose id belongs to another event."""
+    def _conflict(self, entry: Entry) -> None:
+        """Dead-letter a record whose id belongs to another event, under another id."""
         letter = copy(entry)
         letter.id = self._intake.position_id(entry.offset)
         letter.letter, letter.reason, letter.status = True, "id_conflict", ""
         letter.look = letter.passed = letter.held = False
-        return letter
+        self._dead_letter(letter)
 
     # --- run --------------------------------------------------------------------------------------
 
     def _run(self, now_ms: int, requests: list[Request]) -> None:
-        if self._running is not None or not self._lanes.ready():
+        if self._running is not None:
+            return
+        if self._suspects.turn:
+            self._run_suspect(now_ms, requests)
+            return
+        if not self._lanes.ready():
             return
         n = self._settings.batch_max
         if self._run_ms:
             n = max(1, min(n, int(RUN_SLICE_MS / self._run_ms)))
         entries = self._lanes.take(n)
-        oldest_ms = now_ms - self._settings.inflight_ttl_ms // 2
+        if self._suspects:
+            entries = self._suspects.single_out(entries, self._lanes, self._done)
+            if not entries:
+                self._finalize(now_ms, requests)
+                self._run_suspect(now_ms, requests)
+                return
+        oldest_ms = self._oldest_ms(now_ms)
         if self._asides or (self._by_event and oldest_grant(entries) < oldest_ms):
             entries = self._hold_back(entries, oldest_ms)
         if entries:
             self._running = Run(entries)
             requests.append(self._running)
+
+    def _run_suspect(self, now_ms: int, requests: list[Request]) -> None:
+        """One suspect alone (CONTRACT 4.9), once all that has run is written: its death is to cost nobody
+        else another run."""
+        if self._finalizer.busy():
+            return
+        for free in self._hold_back([self._suspects.turn.popleft()], self._oldest_ms(now_ms)):
+            if self._concurrency:
+                self._alone = True
+                self._tasks.add(free)
+                requests.append(Run([free]))
+            else:
+                self._lanes.drop(free)
+                self._running = Run([free])
+                requests.append(self._running)
+
+    def _oldest_ms(self, now_ms: int) -> int:
+        """When a lock must have been taken to last through a run."""
+        return now_ms - self._settings.inflight_ttl_ms // 2
 
     def _hold_back(self, entries: list[Entry], oldest_ms: int) -> list[Entry]:
         """Leave out what may not run now: users set aside, and locks too old to last through a run."""
@@ -541,6 +655,7 @@ class Pipeline:
         behind: set[str | int] = set()
         for entry in entries:
             if self._asides.holds_back(entry):
+                self._lanes.drop(entry)
                 continue
             if entry.lane in behind:
                 self._lanes.put_back([entry])
@@ -560,6 +675,7 @@ class Pipeline:
         entries = request.entries
         not_run: list[Entry] = []
         runs = 0
+        counted = 0  # runs that the breaker knows of
         at = 0
         while True:
             upto = take_outcomes(entries, outcomes, at)
@@ -570,15 +686,16 @@ class Pipeline:
             entry, outcome = entries[upto], outcomes[upto]
             if outcome is None:  # it was passed
                 self._done.append(entry)
-                if entry.reason == "id_conflict":
-                    self._done.append(self._conflict_letter(entry))
             elif outcome is NOT_RUN:
                 not_run.append(entry)
             else:
+                self._breaker.succeeded(runs - counted)
                 runs += 1
+                counted = runs
                 assert isinstance(outcome, BaseException)
                 self._failed(entry, outcome, now_ms)
             at = upto + 1
+        self._breaker.succeeded(runs - counted)
         if not_run:
             self._lanes.put_back(not_run)
         if runs:
@@ -587,6 +704,94 @@ class Pipeline:
             self._run_ms = each_ms if not self._run_ms else 0.8 * self._run_ms + 0.2 * each_ms
             self._meter.observe("handler_ms", [each_ms] * runs)
 
+    # --- async handlers ---------------------------------------------------------------------------
+
+    def _backlog(self) -> int:
+        """How many entries only wait for the handler; not those behind a retry, or a lock."""
+        return self._lanes.ready() + self._behind_tasks
+
+    def _begin_tasks(self, now_ms: int, requests: list[Request]) -> None:
+        """Begin as many as may run, one of each lane (CONTRACT section 5)."""
+        self._alone = self._alone and bool(self._tasks)
+        begun: list[Entry] = []
+        while not self._alone and not self._suspects.turn and len(self._tasks) < self._concurrency:
+            entries = self._lanes.take(self._concurrency - len(self._tasks))
+            if not entries:
+                break
+            if self._suspects:
+                entries = self._suspects.single_out(entries, self._lanes, self._done)
+            for entry in self._hold_back(entries, self._oldest_ms(now_ms)):
+                if entry.passed:
+                    self._lanes.drop(entry)
+                    self._done.append(entry)
+                else:
+                    self._tasks.add(entry)
+                    begun.append(entry)
+        if begun:
+            requests.append(Run(begun))
+        elif self._done:
+            self._finalize(now_ms, requests)
+        if self._suspects.turn and not self._tasks:
+            self._run_suspect(now_ms, requests)
+        self._behind_tasks = self._lanes.count(self._tasks)
+
+    def on_ended(self, ended: list[Ended], now_ms: int) -> None:
+        """Async handlers have ended, in any order; those from before a rewind count for nothing."""
+        took_ms: list[float] = []
+        for it in ended:
+            entry = it.entry
+            if entry not in self._tasks:
+                self._strays.discard(entry)
+                continue
+            if (
+                isinstance(it.error, MemoryError)
+                and len(self._tasks) > 1
+                and entry.offset not in self._suspects
+            ):
+                # who asks in vain need not be who has taken it all: alone that will be seen
+                self._suspects.add(entry.offset, "out of memory")
+                self._tasks.discard(entry)
+                self._lanes.enter(entry)
+                continue
+            self._tasks.discard(entry)
+            took_ms.append(it.took_ms)
+            if it.error is None:
+                entry.attempts += 1
+                entry.status = "processed"
+                self._done.append(entry)
+            else:
+                self._failed(entry, it.error, now_ms)
+            if entry.status:
+                self._lanes.drop(entry)
+        if took_ms:
+            self._meter.inc("handler_runs", len(took_ms))
+            self._meter.observe("handler_ms", took_ms)
+            each_ms = sum(took_ms) / len(took_ms) / self._concurrency
+            self._run_ms = each_ms if not self._run_ms else 0.8 * self._run_ms + 0.2 * each_ms
+
+    def _renew(self, now_ms: int, requests: list[Request]) -> None:
+        """Keep the locks of what runs long; a lock may have lived half its life when the run began."""
+        if self._renewing is not None or now_ms - self._renewed_ms < self._settings.inflight_ttl_ms // 6:
+            return
+        self._renewed_ms = now_ms
+        before_ms = now_ms - self._settings.inflight_ttl_ms // 6
+        held = [entry for entry in self._tasks if 0 < entry.granted_ms <= before_ms]
+        if held:
+            held.sort(key=attrgetter("offset"))
+            ownership = self.ownership
+            self._renewing = Renew(ownership.epoch, ownership.owner, held, self._finalizer.sent_rev)
+            requests.append(self._renewing)
+
+    def on_renewed(self, request: Renew, reply: Renewed, now_ms: int) -> None:
+        """Reply to Renew. Raises Fenced. A lock that is another's by now is left: finalize sees to it."""
+        if request is not self._renewing:
+            return
+        self._renewing = None
+        if self._lost(reply.status):
+            return
+        for entry in request.entries:
+            entry.granted_ms = self._renewed_ms
+
     def _failed(self, entry: Entry, error: BaseException, now_ms: int) -> None:
         entry.attempts += 1
         s = self._settings
@@ -594,7 +799,13 @@ class Pipeline:
             entry.status = "failed"
             entry.reason = "rejected" if isinstance(error, Reject) else "handler"
             entry.error = describe_failure(error)
-            self._done.append(entry)
+            if self._admits(entry):
+                self._done.append(entry)
+            else:  # its user waits for it, as for a retry; this run does not count
+                entry.attempts -= 1
+                entry.status = ""
+                self._lanes.block(entry)
+                self._held.append(entry)
             return
         self._meter.inc("retries")
         if s.retry_backoff == "linear":
@@ -608,12 +819,19 @@ class Pipeline:
 
     # --- finalize ---------------------------------------------------------------------------------
 
+    def _finalize(self, now_ms: int, requests: list[Request]) -> None:
+        finalize = self._finalizer.step(now_ms, lambda: self.draining or self.idle)
+        if finalize is not None:
+            requests.append(finalize)
+
     def on_finalized(self, request: Finalize, reply: Finalized, now_ms: int, wall_ms: int) -> None:
         """Reply to Finalize. Raises Fenced."""
         if not self._finalizer.takes(request) or self._lost(reply.status):
             return
         written = self._finalizer.on_finalized(request, reply, now_ms, wall_ms)
         self._waiting += self._ids.free_all(written.freed)
+        if self._suspects:
+            self._suspects.forget_below(self.acked_floor)
         if written.rejoined:
             self._lanes.put_back(written.rejoined)
         for entry in written.final:
@@ -635,6 +853,9 @@ class Pipeline:
 
     def _watch_reading(self, now_ms: int) -> None:
         """Time in which nothing is read does not count for gaps (CONTRACT 4.2)."""
+        if self._breaker.open:
+            self._paused = True
+            return
         if self.wants_records:
             self._idle_reading_ms = None
             if self._paused:
@@ -676,7 +897,7 @@ class Pipeline:
     # --- the end ----------------------------------------------------------------------------------
 
     def _drain(self, requests: list[Request]) -> None:
-        if self._acquiring is not None or self._running is not None:
+        if self._acquiring is not None or self._running is not None or self._tasks:
             return
         if self._release is None:
             left = [*self._lanes.entries(), *self._waiting, *self._asides.entries()]
@@ -684,7 +905,9 @@ class Pipeline:
             self._release = Release(self.ownership.epoch, self.ownership.owner, locked)
             requests.append(self._release)
         busy = self._finalizer.busy() or self._settler.busy()
-        self.drained = self._released and not busy and self.floor == self.acked_floor == self._committed
+        # the floor may be below what is committed: an id that was final is not looked up any more
+        written = self.floor == self.acked_floor <= self._committed
+        self.drained = self._released and not busy and written
 
     def on_released(self, request: Release) -> None:
         """Reply to Release."""

@@ -22,6 +22,10 @@ _REDIS_PARAMETERS = ("db", "username", "password", "client_name", *(f"ssl_{name}
 
 #: Far above any sensible value, and far below what overflows in a socket, in Redis or in Lua.
 MOST = 2**31 - 1
+#: As many async handlers may run at a time in one worker.
+MAX_CONCURRENCY = 1024
+#: What a worker needs before a handler is loaded, and some.
+LEAST_MEMORY = 256 * 2**20
 
 
 def _no_bool(value: object) -> object:
@@ -84,6 +88,9 @@ class Settings(BaseSettings):
     handler: str = Field(
         default="eventproc.handlers:simulate", description="package.module:callable for each event"
     )
+    concurrency: Annotated[Int, Field(gt=0, le=MAX_CONCURRENCY)] = Field(
+        default=384, description="async handlers that run at a time in one partition, one of each user"
+    )
     processing_delay_ms: NonNegativeInt = Field(
         default=0, description="the built-in handler sleeps a random time up to this, ms"
     )
@@ -142,7 +149,7 @@ class Settings(BaseSettings):
     inflight_ttl_ms: PositiveInt = Field(
         default=30_000, description="life of inflight:<id> unless renewed, ms"
     )
-    batch_max: Annotated[int, Field(gt=0, le=2000)] = Field(
+    batch_max: Annotated[Int, Field(gt=0, le=2000)] = Field(
         default=500, description="events in one Redis call"
     )
     commit_interval_ms: PositiveInt = Field(
@@ -152,6 +159,13 @@ class Settings(BaseSettings):
     # Dead letters
     dlq_max_len: PositiveInt = Field(default=100_000, description="ids kept in dlq:list")
     dlq_ttl_s: PositiveInt = Field(default=604_800, description="life of dlq:<id>, s")
+    dlq_max_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="a partition stops before a larger share of 1000 events is dead-lettered; 0: off",
+    )
+    dlq_max_consecutive: NonNegativeInt = Field(
+        default=0, description="a partition stops before more events in a row are dead-lettered; 0: off"
+    )
     dlq_raw_max_bytes: NonNegativeInt = Field(
         default=16_384, description="bytes of the record kept in dlq:<id>"
     )
@@ -182,6 +196,9 @@ class Settings(BaseSettings):
     )
     restart_budget: PositiveInt = Field(
         default=10, description="restarts in a row before a partition waits restart_backoff_max_ms each time"
+    )
+    worker_memory_max_bytes: Annotated[Int, Field(ge=0, le=2**50)] = Field(
+        default=0, description="memory that a worker may allocate, bytes (Linux); 0: no limit"
     )
     worker_nice: Annotated[Int, Field(ge=0, le=19)] = Field(default=5, description="niceness of the workers")
     runtime_dir: str = Field(
@@ -312,6 +329,11 @@ class Settings(BaseSettings):
             problems.append(
                 f"restart_backoff_max_ms={self.restart_backoff_max_ms}:"
                 f" should be at least restart_backoff_ms={self.restart_backoff_ms}"
+            )
+        if 0 < self.worker_memory_max_bytes < LEAST_MEMORY:
+            problems.append(
+                f"worker_memory_max_bytes={self.worker_memory_max_bytes}: should be at least {LEAST_MEMORY},"
+                " or 0 for no limit"
             )
         if self.dlq_topic == self.kafka_topic:
             problems.append(f"kafka_dlq_topic='{self.dlq_topic}': should differ from kafka_topic")

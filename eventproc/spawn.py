@@ -29,7 +29,7 @@ class WorkerSpec:
     `settings` is `Settings.revealed()`. `partitions` is how many the topic has (0: not known). `slot` is
     the worker's page on the board at `board_fd`. `supervisor` is the identity of the process that spawned
     it. `takeover` claims the partition even from a live owner. `start_count` is 0 for the first start of
-    this partition.
+    this partition. `death` has the fields of an `effects.Death` that is to be recorded.
     """
 
     settings: dict[str, Any]
@@ -41,6 +41,7 @@ class WorkerSpec:
     supervisor: str
     takeover: bool = False
     start_count: int = 0
+    death: dict[str, Any] | None = None
 
     def dump(self) -> bytes:
         """The line that `read` takes."""

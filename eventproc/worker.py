@@ -1,6 +1,6 @@
 """The worker: one partition's pipeline, joined to Kafka, Redis and the handler.
 
-Started by the supervisor as `python -m eventproc.worker`, with a `WorkerSpec` on standard input.
+Started by the supervisor (through `eventproc.tied`), with a `WorkerSpec` on standard input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import faulthandler
 import gc
 import os
 import random
+import resource
 import secrets
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from eventproc import crashpoints, logs, spawn
+from eventproc.async_runner import AsyncRunner
 from eventproc.broker.consumer import PartitionConsumer
 from eventproc.broker.producer import ERROR_MAX_CHARS, DeadLetterProducer
 from eventproc.clock import Clock, SystemClock
@@ -26,6 +29,7 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Death,
     Entry,
     FetchEnd,
     FetchOffsets,
@@ -34,13 +38,15 @@ from eventproc.effects import (
     LoadUsers,
     Produce,
     Release,
+    Renew,
+    Renewed,
     Run,
     Seek,
     StoreReply,
     StoreRequest,
 )
-from eventproc.errors import ConfigError, EventprocError, Transient
-from eventproc.handlers import Handler, Runner, load_handler
+from eventproc.errors import ConfigError, EventprocError, Fenced, Transient
+from eventproc.handlers import Handler, Runner, is_async, load_handler
 from eventproc.keeper import STALL_MS, Keeper
 from eventproc.metrics import Board, Page, State
 from eventproc.pipeline import Pipeline
@@ -51,6 +57,7 @@ CONSUME_RECORDS = 1000
 IDLE_WAIT_MS = 100
 REPLY_WAIT_MS = 10
 FULL_WAIT_MS = 20
+TASK_WAIT_MS = 5
 PUBLISH_MS = 100
 PAUSE_AFTER_MS = 200
 OFFSETS_TIMEOUT_S = 5.0
@@ -85,6 +92,7 @@ class Worker:
         *,
         may_take: Callable[[str], bool] = lambda owner: False,
         force: bool = False,
+        death: Death | None = None,
         crash: Callable[[crashpoints.Point], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -104,12 +112,17 @@ class Worker:
             warn=self._warn,
             may_take=may_take,
             force=force,
+            death=death,
+            concurrency=settings.concurrency if is_async(handler) else 0,
         )
         self._consumer = PartitionConsumer(settings, partition, clock)
         self._producer = DeadLetterProducer(settings)
         self._channel = Channel(settings, settings.kafka_topic, partition, clock)
         self._runner = Runner(handler, partition, clock, page.running)
         self._keeper = Keeper(settings, partition, clock)
+        self._tasks: AsyncRunner | None = None
+        if is_async(handler):
+            self._tasks = AsyncRunner(handler, partition, clock, page.task, settings.concurrency)
         self._stop_asked = False
         self._drain_until_ms = 0
         self._offsets_at_ms = -1  # when to ask for offsets; -1: not asked
@@ -133,16 +146,30 @@ class Worker:
 
     def run(self) -> None:
         """Work until stopped. Raises EventprocError when it cannot go on."""
-        self._keeper.start()
+        if self._tasks is not None:
+            self._tasks.start()
+        else:
+            self._keeper.start()
         self._looped_ms = self._own_ms()
+        orderly = False
         try:
             while not self._finished():
                 self._turn()
             if self.pipeline.owned and not self._consumer.flush_commits(5):
                 self._log.warning("commit_not_acknowledged", offset=self.pipeline.acked_floor)
             self._publish(self._clock.monotonic_ms())
+            orderly = True
+        except EventprocError as error:
+            if isinstance(error, Fenced):
+                self._let_end()
+            orderly = True
+            raise
         finally:
             self._keeper.stop()
+            if self._tasks is not None:
+                self._tasks.close()
+            if orderly:  # and not, say, for lack of memory: then what runs may have killed this worker
+                self._page.forget_runs()
             self._producer.close()
             self._consumer.close()
             self._channel.close()
@@ -155,7 +182,7 @@ class Worker:
         if not pipeline.draining:
             pipeline.drain()
             self._page.state = "draining"
-            self._drain_until_ms = now_ms + int(self._settings.shutdown_timeout_s * 1000 * DRAIN_SHARE)
+            self._drain_until_ms = now_ms + self._drain_ms()
         if not pipeline.owned or pipeline.drained:
             return True
         if now_ms >= self._drain_until_ms:
@@ -169,6 +196,19 @@ class Worker:
             return True
         return False
 
+    def _let_end(self) -> None:
+        """Let what runs end; its results are thrown away (CONTRACT section 6)."""
+        if self._tasks is None:
+            return
+        until_ms = self._clock.monotonic_ms() + self._drain_ms()
+        while self._tasks.under_way and self._clock.monotonic_ms() < until_ms:
+            self._tasks.collect()
+            self._page.beat(self._clock.monotonic_ms())
+            self._clock.sleep_ms(TASK_WAIT_MS)
+
+    def _drain_ms(self) -> int:
+        return int(self._settings.shutdown_timeout_s * 1000 * DRAIN_SHARE)
+
     # --- one turn of the loop -----------------------------------------------------------------------------
 
     def _turn(self) -> None:
@@ -178,11 +218,19 @@ class Worker:
         self._fetch_offsets(now_ms)
         busy |= self._take_deliveries()
         busy |= self._take_end()
-        if self._take_records(0 if busy or self._channel.pending else self._idle_wait_ms(now_ms)):
+        busy |= self._take_ended()
+        tasks = self._tasks is not None and self._tasks.under_way > 0
+        at_once = busy or tasks or self._channel.pending
+        if self._take_records(0 if at_once else self._idle_wait_ms(now_ms)):
             busy = self._advance(self._clock.monotonic_ms())
-        # nothing but a reply is of use while no records are wanted; the socket ends the wait
-        wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
-        self._take_replies(0 if busy else wait_ms)
+        if tasks:
+            busy |= self._take_replies(0)
+            if not busy:
+                self._await_task()
+        else:
+            # nothing but a reply is of use while no records are wanted; the socket ends the wait
+            wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
+            self._take_replies(0 if busy else wait_ms)
         now_ms = self._clock.monotonic_ms()
         self._page.beat(now_ms)
         if now_ms - self._published_ms >= PUBLISH_MS:
@@ -295,10 +343,31 @@ class Worker:
         self._end_asked_ms = -1
         return True
 
-    def _take_replies(self, wait_ms: int) -> None:
+    def _take_ended(self) -> bool:
+        """What async handlers have come to."""
+        if self._tasks is None:
+            return False
+        ended = self._tasks.collect()
+        if ended:
+            self._at("after_run")
+            self.pipeline.on_ended(ended, self._clock.monotonic_ms())
+        return bool(ended)
+
+    def _await_task(self) -> None:
+        """Wait a moment for a handler's end or a reply; records come meanwhile without telling."""
+        assert self._tasks is not None
+        poller = select.poll()
+        poller.register(self._tasks, select.POLLIN)
+        if self._channel.fileno() >= 0:
+            poller.register(self._channel, select.POLLIN)
+        poller.poll(TASK_WAIT_MS)
+
+    def _take_replies(self, wait_ms: int) -> bool:
         channel = self._channel
-        for request, reply in channel.poll(wait_ms if channel.pending else 0):
+        replies = channel.poll(wait_ms if channel.pending else 0)
+        for request, reply in replies:
             self._take_reply(request, reply)
+        return bool(replies)
 
     def _take_reply(self, request: StoreRequest, reply: StoreReply) -> None:
         pipeline = self.pipeline
@@ -328,9 +397,15 @@ class Worker:
                 )
             if pipeline.owned:
                 self._log.info("claimed", epoch=pipeline.ownership.epoch, offset=pipeline.buffer.position)
+                self._publish(now_ms)  # before any handler runs: the supervisor goes by it
+            if pipeline.suspects:
+                self._log.warning("suspects", offsets=pipeline.suspects, remedy="none: each runs alone")
         elif isinstance(request, Release):
             self._at("after_release")
             pipeline.on_released(request)
+        elif isinstance(request, Renew):
+            assert isinstance(reply, Renewed)
+            pipeline.on_renewed(request, reply, now_ms)
 
     def _carry_out(self, request: Any) -> None:
         if isinstance(request, Run):
@@ -351,6 +426,9 @@ class Worker:
         elif isinstance(request, Seek):
             self._consumer.seek(request.offset)
             self._reading_paused = False
+        elif isinstance(request, Renew):
+            self._page.inc("redis_calls", 1, "renew")
+            self._channel.submit(request)
         else:
             call = _CALLS[type(request)]
             self._page.inc("redis_calls", 1, call)
@@ -375,6 +453,9 @@ class Worker:
 
     def _run_handler(self, request: Run) -> None:
         self._at("before_run")
+        if self._tasks is not None:
+            self._tasks.begin(request.entries)
+            return
         ownership = self.pipeline.ownership
         begun_ms = self._clock.monotonic_ms()
         self._keeper.begin(ownership.epoch, ownership.owner, request.entries)
@@ -411,6 +492,12 @@ class Worker:
     def _publish(self, now_ms: int) -> None:
         self._published_ms = now_ms
         page, pipeline, buffer = self._page, self.pipeline, self.pipeline.buffer
+        if page.resumed != page.resumes:
+            page.resumed = page.resumes
+            if pipeline.stopped:
+                self._log.info("resumed", by="operator")
+                pipeline.close_breaker()
+        page.set("breaker_open", int(bool(pipeline.stopped)))
         self._publish_trouble()
         if self._dead_letter is not None:
             page.last_dead_letter = _describe(self._dead_letter)
@@ -447,6 +534,13 @@ class Worker:
         page.set("lag", max(0, high - page.get("committed")))
 
     def _pause_reason(self) -> str:
+        if self.pipeline.stopped:
+            entry = self.pipeline.next_dead_letter
+            return (
+                f"stopped by the breaker after {self.pipeline.stopped}:"
+                f" `eventproc-supervisor resume --partition {self._partition}` goes on;"
+                f" the next is {_describe(entry) if entry else 'not known'}"
+            )
         if not self._channel.up:
             return f"Redis: {self._channel.last_error}"
         if self._consumer.down:
@@ -487,6 +581,7 @@ def main() -> int:
     faulthandler.enable()
     settings = Settings(**spec.settings)
     os.nice(settings.worker_nice)
+    _limit_memory(settings.worker_memory_max_bytes)
     logs.configure(settings.log_level, settings.log_format, partition=spec.partition)
     clock = SystemClock()
     board = Board.open(spec.board_fd, spec.slots)
@@ -495,6 +590,7 @@ def main() -> int:
     page.reset_gauges()
     page.state = "starting"
     page.set("pid", os.getpid())
+    page.resumed = page.resumes  # asked of its predecessor
     page.set("started_ms", clock.wall_ms())
     page.beat(clock.monotonic_ms())
     try:
@@ -509,6 +605,7 @@ def main() -> int:
             clock,
             may_take=lambda owner: _is_over(owner, spec.supervisor),
             force=spec.takeover,
+            death=Death(**spec.death) if spec.death is not None else None,
             crash=crashpoints.from_environment(spec.partition, spec.start_count),
         )
         _stop_on_signals(worker)
@@ -523,6 +620,15 @@ def main() -> int:
         return error.exit_code
     page.state = "stopped"
     return 0
+
+
+def _limit_memory(most_bytes: int) -> None:
+    """Let allocations beyond that fail: private memory, without what is only reserved or shared.
+
+    The limit ends a handler by a MemoryError, or the process where a library takes that for the end.
+    """
+    if most_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
 
 
 def _is_over(owner: str, supervisor: str) -> bool:

@@ -13,6 +13,7 @@ from eventproc.audit.letters import LetterJudge
 from eventproc.audit.report import Report
 from eventproc.audit.rules import Candidate, Final, Letter, Rules
 from eventproc.audit.staging import Row, Staging
+from eventproc.suspects import CRASH_DEATHS
 
 #: Reasons of a failed event, of which the last two leave the user's order untouched.
 _FAILED = ("handler", "rejected", "crash", "seq_jump", "misrouted")
@@ -163,6 +164,10 @@ class EventJudge:
                 self._status(
                     candidate, f"is rejected with attempts {final.attempts} (handler {settings.handler})"
                 )
+        elif reason == "crash" and final.attempts != 1 + CRASH_DEATHS:
+            self._status(
+                candidate, f"is failed (crash) with attempts {final.attempts}, not {1 + CRASH_DEATHS}"
+            )
         elif reason in _APART and final.attempts != 0:
             self._status(candidate, f"is failed ({reason}) with attempts {final.attempts}, not 0")
         if reason == "seq_jump" and not 0 < settings.max_seq_jump < row.seq:
@@ -213,7 +218,8 @@ class EventJudge:
         row, final = candidate.first, candidate.final
         attempts = final.attempts if final is not None and candidate.verdict != "elsewhere" else 0
         if candidate.verdict in ("processed", "failed"):
-            if row.runs < attempts:
+            # a run that ends its process may never have been recorded
+            if row.runs < attempts and not self._crashed(candidate):
                 self._status(candidate, f"has {row.runs} runs on record, but attempts {attempts}")
             elif candidate.verdict == "processed" and not row.oks:
                 self._status(candidate, "is processed, but no run of it succeeded")
@@ -221,6 +227,11 @@ class EventJudge:
             self._report.totals.reruns += row.runs - attempts
             if not self._rules.crashed:
                 self._report.add("doubled", f"{candidate.name} ran {row.runs} times, attempts {attempts}")
+
+    @staticmethod
+    def _crashed(candidate: Candidate) -> bool:
+        reason = candidate.letter.reason if candidate.letter else candidate.first.dead_reason
+        return candidate.verdict == "failed" and reason == "crash"
 
     def _status(self, candidate: Candidate, text: str) -> None:
         self._report.add("status", f"{candidate.name} {text}")

@@ -18,11 +18,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from eventproc.clock import Clock, SystemClock
 from eventproc.errors import ConfigError, DependencyError
+from eventproc.server_process import ServerProcess
 from eventproc.spawn import die_with_parent
 
 #: Bytes of message sets (as produced, so compressed) that one partition keeps.
@@ -32,7 +32,6 @@ CLIENT_CONFIG: dict[str, str] = {"fetch.wait.max.ms": "10"}
 _CLUSTER_ID = re.compile(r"^mockCluster")
 _START_TIMEOUT_MS = 10_000
 _REPLY_TIMEOUT_MS = 5_000
-_STOP_TIMEOUT_S = 5.0
 _RD_KAFKA_PRODUCER = 0
 _TOPIC = re.compile(r"^([A-Za-z0-9._-]{1,249}):([1-9][0-9]{0,4})$")
 
@@ -56,23 +55,16 @@ def is_embedded(cluster_id: str | None) -> bool:
     return bool(cluster_id and _CLUSTER_ID.match(cluster_id))
 
 
-class EmbeddedBroker:
-    """Starts the broker's process and holds it; ends with this process at the latest.
-
-    `topics` maps names to partition counts. Start it from a thread that lives as long as the broker is to.
-    """
+class EmbeddedBroker(ServerProcess):
+    """Starts the broker's process and holds it. `topics` maps names to partition counts."""
 
     _program = "eventproc.broker.embedded"
 
     def __init__(self, topics: Mapping[str, int], clock: Clock | None = None) -> None:
+        super().__init__("broker")
         self.bootstrap_servers = ""
         self._topics = dict(topics)
         self._clock = clock or SystemClock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._running().pid
 
     @property
     def client_config(self) -> dict[str, str]:
@@ -80,7 +72,6 @@ class EmbeddedBroker:
         return dict(CLIENT_CONFIG)
 
     def start(self) -> Self:
-        """Start, and return when clients may connect; raises DependencyError when it does not come up."""
         command = [sys.executable, "-m", self._program, "--parent", str(os.getpid())]
         command += ["--topics", ",".join(f"{name}:{count}" for name, count in self._topics.items())]
         self._process = subprocess.Popen(
@@ -108,45 +99,12 @@ class EmbeddedBroker:
         if reply != "ok":
             raise ConfigError(f"the embedded broker cannot create topic {name}: {reply or 'no answer'}")
 
-    def poll(self) -> int | None:
-        """Exit code once the process has ended, else None."""
-        return self._running().poll()
-
-    def stop(self) -> None:
-        """End the process; everything in it is gone."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def _order(self, text: str) -> str:
         stdin = self._running().stdin
         if stdin is None:
             raise RuntimeError("the embedded broker has no control pipe")
         stdin.write(f"{text}\n".encode())
         return self._read_line(_REPLY_TIMEOUT_MS)
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError("the embedded broker is not running: call start()")
-        return self._process
 
     def _read_line(self, timeout_ms: int) -> str:
         stdout = self._running().stdout

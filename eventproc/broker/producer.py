@@ -109,7 +109,7 @@ class DeadLetterProducer:
     def poll(self) -> list[tuple[Entry, Outcome]]:
         """Fates since the last call: None (acknowledged), or a Transient: to be sent again."""
         if self._producer is not None:
-            self._producer.poll(0)
+            self._serve(self._producer, 0)
             if self._broken:
                 self._replace()
         done, self._done = self._done, []
@@ -117,15 +117,31 @@ class DeadLetterProducer:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every letter's fate is known; False when some are still open. `poll` tells them."""
-        return self._producer is None or self._producer.flush(timeout_s) == 0
+        if self._producer is None:
+            return True
+        self._serve(self._producer, timeout_s)
+        return not self._open
 
     def close(self) -> None:
         """Give up what is still open, unacknowledged."""
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge()
-            producer.flush(1)
+            self._serve(producer, 1)
             producer.close()
+
+    def _serve(self, producer: Producer, timeout_s: float) -> None:
+        """Serve delivery reports, with a timeout until there are no more to come.
+
+        librdkafka's fatal errors are raised here, whatever error_cb is; what else there is comes after them.
+        """
+        for _ in range(2):
+            try:
+                producer.flush(timeout_s) if timeout_s else producer.poll(0)
+            except KafkaException as error:
+                self._on_error(kafka_error(error))
+            else:
+                return
 
     def _produce(
         self,

@@ -1,4 +1,4 @@
-"""`eventproc-supervisor`: start, status, stop, restart."""
+"""`eventproc-supervisor`: start, status, stop, restart, resume."""
 
 from __future__ import annotations
 
@@ -84,6 +84,20 @@ def restart(
         for reply in client.ask(timeout_s, command="restart", partition=partition):
             if "partition" in reply:
                 print(f"partition {reply['partition']}: {reply['state']} (pid {reply['pid']})", flush=True)
+
+
+@app.command()
+@with_settings(DEPLOYMENT, accept_all=True)
+def resume(
+    settings: Settings,
+    partition: Annotated[int | None, typer.Option(help="only this partition", min=0)] = None,
+) -> None:
+    """Let partitions go on that were stopped before one dead letter too many."""
+    with _connect(settings) as client:
+        for reply in client.ask(_ANSWER_TIMEOUT_S, command="resume", partition=partition):
+            if "partition" in reply:
+                what = "goes on" if reply["resumed"] else "was not stopped"
+                print(f"partition {reply['partition']}: {what}", flush=True)
 
 
 def _connect(settings: Settings) -> ControlClient:

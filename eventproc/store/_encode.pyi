@@ -19,6 +19,7 @@ class BatchEncoder:
         finalize_sha1: bytes,
         ours: str,
         lock_ttl_ms: int,
+        lock_looks: bool,
         raw_max_bytes: int,
         limits: list[int | str],
     ) -> None:

@@ -136,10 +136,13 @@ cdef class BatchEncoder:
     cdef bytes _event, _dedup, _inflight, _order, _next, _gaps, _dlq, _dlq_list, _partition
     cdef bytes _acquire_sha1, _finalize_sha1, _ours
     cdef int64_t _lock_ttl_ms
+    cdef bint _lock_looks
     cdef Py_ssize_t _raw_max_bytes
     cdef list _limits
 
-    def __init__(self, keyspace, acquire_sha1, finalize_sha1, ours, lock_ttl_ms, raw_max_bytes, limits):
+    def __init__(
+        self, keyspace, acquire_sha1, finalize_sha1, ours, lock_ttl_ms, lock_looks, raw_max_bytes, limits
+    ):
         self._command = _Command.__new__(_Command)
         self._event = keyspace.event.encode()
         self._dedup = keyspace.dedup.encode()
@@ -154,6 +157,7 @@ cdef class BatchEncoder:
         self._finalize_sha1 = finalize_sha1
         self._ours = ours.encode()
         self._lock_ttl_ms = lock_ttl_ms
+        self._lock_looks = lock_looks
         self._raw_max_bytes = raw_max_bytes
         self._limits = [str(limit).encode() for limit in limits]
 
@@ -185,6 +189,7 @@ cdef class BatchEncoder:
         to.put_int(self._lock_ttl_ms)
         to.put_int(count)
         to.put_int(PyList_GET_SIZE(looks))
+        to.put_int(self._lock_looks)
         for i in looks:
             to.put_int(i + 1)
             to.put_seq(_at(entries, i).seq)

@@ -10,21 +10,19 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from types import TracebackType
 from typing import IO, Self
 
 from eventproc.clock import Clock, SystemClock
 from eventproc.errors import DependencyError
+from eventproc.server_process import ServerProcess
 from eventproc.spawn import die_with_parent
 
 _START_TIMEOUT_MS = 10_000
 _ANSWER_TIMEOUT_S = 1.0
-_STOP_TIMEOUT_S = 5.0
 _PROCESS_ID = re.compile(rb"process_id:(\d+)\r\n")
 _ATTEMPTS = 3  # a port that was free may be taken by the time the server wants it
 
@@ -51,16 +49,13 @@ def find_server() -> str:
     )
 
 
-class EmbeddedRedis:
-    """A Redis server on a free port of 127.0.0.1.
-
-    Start it from a thread that lives as long as the server is to: Linux ends the child with that thread.
-    """
+class EmbeddedRedis(ServerProcess):
+    """A Redis server on a free port of 127.0.0.1."""
 
     def __init__(self, clock: Clock | None = None) -> None:
+        super().__init__("Redis")
         self.port = 0
         self._clock = clock or SystemClock()
-        self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
     @property
@@ -68,12 +63,7 @@ class EmbeddedRedis:
         """For the setting `redis_url`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @property
-    def pid(self) -> int:
-        return self._running().pid
-
     def start(self) -> Self:
-        """Start, and return when it answers; raises DependencyError when it does not come up."""
         executable = find_server()
         reason = ""
         for _ in range(_ATTEMPTS):
@@ -83,37 +73,11 @@ class EmbeddedRedis:
             self.stop()
         raise DependencyError(f"the embedded Redis ({executable}) did not start: {reason}")
 
-    def poll(self) -> int | None:
-        """Exit code once the process has ended, else None."""
-        return self._running().poll()
-
     def stop(self) -> None:
-        """End the process; everything in it is gone."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            process.send_signal(signal.SIGCONT)
-            try:
-                process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        super().stop()
         if self._log is not None:
             self._log.close()
             self._log = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError("the embedded Redis is not running: call start()")
-        return self._process
 
     def _start(self, executable: str) -> str:
         """One attempt; answers why it failed, "" if it did not."""

@@ -31,6 +31,7 @@ from eventproc.effects import (
     Status,
     StoreReply,
     StoreRequest,
+    Suspect,
     UserState,
     Verdict,
 )
@@ -126,6 +127,7 @@ class ScriptSet:
             self.scripts["finalize_events"].sha1,
             f"{topic}:{partition}:",
             settings.inflight_ttl_ms,
+            settings.locking == "event",
             settings.dlq_raw_max_bytes,
             limits,
         )
@@ -153,6 +155,8 @@ class ScriptSet:
 
     def _claim(self, request: Claim) -> Call:
         claim = f"{request.owner}#{next(self._claims)}"
+        death = request.death
+        died: list[Argument] = [death.id, death.cause, *death.offsets] if death is not None else ["", ""]
         return self._call(
             "claim_partition",
             [self.keyspace.partition],
@@ -164,6 +168,7 @@ class ScriptSet:
                 int(request.force),
                 request.offset,
                 request.baseline,
+                *died,
             ],
         )
 
@@ -187,7 +192,8 @@ class ScriptSet:
 
     def _renew(self, request: Renew) -> Call:
         keys, args = self._locks(request)
-        return self._call("renew_partition", keys, [*args, self._lock_ttl_ms])
+        rev: Argument = request.rev if request.rev >= 0 else ""
+        return self._call("renew_partition", keys, [*args, self._lock_ttl_ms, rev])
 
     def _locks(self, request: Release | Renew) -> tuple[list[str], list[Argument]]:
         inflight = self.keyspace.inflight
@@ -207,7 +213,8 @@ def decode(request: StoreRequest, reply: Any) -> StoreReply:
         if reply[0] == b"held":
             return Claimed("held", owner=reply[1].decode(), age_ms=int(reply[2]))
         epoch, rev, offset, baseline = (int(value) for value in reply[1:5])
-        return Claimed("ok", epoch, rev, offset, baseline, request.owner)
+        suspects = {int(reply[k]): _suspect(reply[k + 1]) for k in range(5, len(reply), 2)}
+        return Claimed("ok", epoch, rev, offset, baseline, request.owner, suspects=suspects)
     if isinstance(request, Renew):
         return Renewed(_status(reply), [int(index) for index in reply[1:]])
     return None
@@ -216,6 +223,11 @@ def decode(request: StoreRequest, reply: Any) -> StoreReply:
 def _status(reply: Any) -> Literal["ok", "fenced", "rewound"]:
     status: Literal["ok", "fenced", "rewound"] = reply[0].decode()
     return status
+
+
+def _suspect(value: bytes) -> Suspect:
+    deaths, _, cause = value.decode(errors="replace").partition(" ")
+    return Suspect(int(deaths), cause)
 
 
 def _user_state(last: bytes, following: bytes) -> UserState:

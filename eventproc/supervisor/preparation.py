@@ -25,7 +25,7 @@ _ERRORS: dict[int, type[EventprocError]] = {
     kind.exit_code: kind for kind in (UsageError, ConfigError, HandlerLoadError, DependencyError, Fenced)
 }
 
-PREFLIGHT = (sys.executable, "-m", "eventproc.preflight")
+PREFLIGHT = (sys.executable, "-m", "eventproc.tied", "eventproc.preflight")
 _PREFLIGHT_TIMEOUT_S = 60.0
 
 

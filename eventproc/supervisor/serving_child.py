@@ -17,8 +17,8 @@ from eventproc.settings import Settings
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
 
-MONITOR = (sys.executable, "-m", "eventproc.monitor")
-API = (sys.executable, "-m", "eventproc.ingest")
+MONITOR = (sys.executable, "-m", "eventproc.tied", "eventproc.monitor")
+API = (sys.executable, "-m", "eventproc.tied", "eventproc.ingest")
 
 
 class ServingChild:

@@ -26,7 +26,7 @@ from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
 from eventproc.supervisor.serving_child import API, MONITOR, ServingChild
 from eventproc.supervisor.worker_slot import WorkerSlot
 
-WORKER = (sys.executable, "-m", "eventproc.worker")
+WORKER = (sys.executable, "-m", "eventproc.tied", "eventproc.worker")
 _TICK_S = 0.2
 _RATE_TICKS = 5  # a sample of the rate each second
 _END_SLACK_S = 5.0
@@ -329,11 +329,15 @@ class Supervisor:
                     await slot.restart()
                     yield {"partition": slot.partition, "pid": slot.pid, "state": slot.page.state}
                 yield {"ok": True}
+            case "resume":
+                for slot in self._chosen(request.get("partition")):
+                    yield {"partition": slot.partition, "resumed": await slot.resume()}
+                yield {"ok": True}
             case other:
-                raise UsageError(f"unknown command {other!r}: status, stop, restart")
+                raise UsageError(f"unknown command {other!r}: status, stop, restart, resume")
 
     def _chosen(self, partition: Any) -> list[WorkerSlot]:
-        """The slots of a restart: all, or that of one partition."""
+        """The slots that are meant: all, or that of one partition."""
         if self._stop.is_set():
             raise EventprocError("the supervisor is stopping")
         if not self._slots:

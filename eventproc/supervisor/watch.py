@@ -48,13 +48,13 @@ class Watch:
         self._looked_ms = now_ms
         if self._running_from_ms is None and page.state in ("running", "paused"):
             self._running_from_ms = now_ms
-        since_ms = page.running_since_ms
-        if since_ms:
+        runs = page.runs
+        if runs:
+            since_ms, offset = runs[0]
             # its next beat may come a moment after the handler's end
             self._seen_alive_ms = now_ms
             ran_ms = now_ms - max(since_ms, self._forgiven_ms)
             if self._handler_timeout_ms and ran_ms > self._handler_timeout_ms:
-                offset = page.running_offset
                 where = f" (offset {offset})" if offset >= 0 else ""
                 return (
                     f"handler has run for {ran_ms} ms{where}: handler_timeout_ms={self._handler_timeout_ms}"

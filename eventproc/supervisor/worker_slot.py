@@ -10,7 +10,7 @@ from typing import Any
 
 from eventproc import logs
 from eventproc.clock import Clock
-from eventproc.errors import ConfigError, Fenced, HandlerLoadError
+from eventproc.errors import ConfigError, EventprocError, Fenced, HandlerLoadError
 from eventproc.metrics import Board
 from eventproc.settings import Settings
 from eventproc.spawn import WorkerSpec
@@ -22,6 +22,7 @@ from eventproc.supervisor.watch import Rate, Watch, final_events
 BOOT_FAILURES = (ConfigError.exit_code, HandlerLoadError.exit_code)
 _LOOK_S = 0.25
 _ABORT_S = 2.0
+_RESUME_MS = 5_000
 _READY_STATES = ("running", "paused", "standby")
 
 
@@ -68,6 +69,7 @@ class WorkerSlot:
         self._started_ms = 0
         self._starts = 0
         self._error_at_start = ""
+        self._death: dict[str, Any] | None = None  # what the next start is to record
         self._ever_ran = False
         self._draining = False
         self._stopping = False
@@ -99,6 +101,7 @@ class WorkerSlot:
         while not self._stopping:
             code, hang, watch = await self._live()
             self._ever_ran = self._ever_ran or watch.ran
+            self._note_death(code, hang, watch)
             if self._stopping:
                 break
             pause_ms = self._after_death(code, hang, watch)
@@ -133,6 +136,18 @@ class WorkerSlot:
             if self._starts > starts and self._process and self.page.state in _READY_STATES:
                 return
             await asyncio.sleep(_LOOK_S / 5)
+
+    async def resume(self) -> bool:
+        """Let the partition go on that its breaker has stopped; whether it was stopped."""
+        if self._process is None or not self.page.get("breaker_open"):
+            return False
+        asked = self.page.ask_resume()
+        deadline_ms = self._clock.monotonic_ms() + _RESUME_MS
+        while self.page.resumed < asked and self._clock.monotonic_ms() < deadline_ms:
+            await asyncio.sleep(_LOOK_S / 5)
+        if self.page.resumed < asked:
+            raise EventprocError(f"partition {self.partition} has not resumed within {_RESUME_MS} ms")
+        return True
 
     def kill(self) -> None:
         """End the worker now, whatever it does."""
@@ -200,12 +215,30 @@ class WorkerSlot:
             # once: a fenced worker that took it back would fight with its new owner for ever
             takeover=self._takeover and self._starts == 0,
             start_count=self._starts,
+            death=self._death,
         )
 
     async def _abort(self, process: asyncio.subprocess.Process, hang: str) -> None:
         """End a hung worker; SIGABRT first, so that faulthandler shows where it stands."""
         self._log.error("worker hangs, killed", pid=process.pid, reason=hang)
         await child.end(process, signal.SIGABRT, _ABORT_S)
+
+    def _note_death(self, code: int, hang: str, watch: Watch) -> None:
+        """Keep what ran when the worker died, for the next start to record (CONTRACT 4.9).
+
+        A worker that ended by itself has nothing running. One that was killed because its drain took too
+        long died of that, and not of what it ran.
+        """
+        if watch.ran:
+            self._death = None  # it was recorded with the claim
+        offsets = [offset for _, offset in self.page.runs if offset >= 0]
+        if not offsets or (self._draining and code == -signal.SIGKILL):
+            return
+        self._death = {
+            "id": f"{self._supervisor}/{self.partition}/{self._starts}",
+            "offsets": offsets,
+            "cause": hang or child.describe_exit(code),
+        }
 
     def _after_death(self, code: int, hang: str, watch: Watch) -> int | None:
         """Judge a death: the pause before the next start in ms, None when there is to be none."""

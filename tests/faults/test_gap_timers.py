@@ -139,6 +139,19 @@ def test_a_backlog(kafka_broker: BrokerUnderTest, deploy: Deploy) -> None:
     assert it.stop() == 0
 
 
+def test_slow_handlers_do_not_keep_a_gap_open(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    """Time in a handler is neither a stop of the process nor a Kafka or Redis that keeps it waiting."""
+    it = deploy(embedded_broker, gap_timeout_ms=GAP_TIMEOUT_MS, handler=ACT)
+    it.start()
+    slow = [event(f"slow{number}", 1, do=("sleep", 1200)) for number in range(12)]
+    it.send(event("u", 1), event("u", 3), *slow)
+    it.final("u-3")
+    assert it.gaps("u") == ["2-2:timeout"]
+    assert not all(it.status_of(made["id"]) for made in slow)  # it was not only their end that let it close
+    it.idle()
+    assert it.stop() == 0
+
+
 # --- a true gap closes --------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,9 @@ from tests.integration.supervised import ROOT, alive, wait_for
 from tests.redis_server import RedisServer
 
 ACT = "tests.integration.handlers_for_tests:act"
+ACT_ASYNC = f"{ACT}_async"
 PACED = "tests.integration.handlers_for_tests:paced"
+PACED_ASYNC = f"{PACED}_async"
 GAP_TIMEOUT_MS = 600
 #: The real command, tied to the life of the test's process.
 _ENTRY = """
@@ -201,6 +204,11 @@ class Deployment:
             for _ in client.ask(60, command="restart", partition=partition):
                 pass
 
+    def resume(self, partition: int | None = None) -> list[dict[str, Any]]:
+        """As `eventproc-supervisor resume`; its replies."""
+        with ControlClient(RuntimePaths.of(self.settings).socket) as client:
+            return list(client.ask(60, command="resume", partition=partition))
+
     def worker(self, partition: int = 0) -> dict[str, Any]:
         found: dict[str, Any] = self.status()["workers"][partition]
         return found
@@ -233,6 +241,15 @@ class Deployment:
             for sample in family.samples
             if sample.name == f"eventproc_{name}" and labels.items() <= sample.labels.items()
         )
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status code and body of /readyz."""
+        url = self.status()["supervisor"]["monitor"]["url"]
+        try:
+            with _DIRECT.open(f"{url}/readyz", timeout=10) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
 
     def picture(self) -> str:
         """All there is to see of it, for a failure's message."""
@@ -349,6 +366,11 @@ class Deployment:
         )
         assert report.clean, f"{json.dumps(report.as_json(), indent=1)}\n{self.log()[-6000:]}"
         return report
+
+    def begun(self, id: str) -> int:
+        """How many runs of ACT were begun for that event."""
+        lines = [line for path in self.runs.glob("*.begun") for line in path.read_text().splitlines()]
+        return sum(line.split()[0] == id for line in lines)
 
     def times(self) -> Iterator[tuple[str, int, int, int]]:
         """(id, attempt, begin ms, end ms) of each run of ACT."""

@@ -1,15 +1,17 @@
 """A worker that beats, crashes, hangs and drains on command; for tests of the supervisor.
 
 `EVENTPROC_TEST_PLAN` is a folder. The file `<partition>` in it is read all the time; its words are the
-command: `boot-fail <code> <message>`, `crash <code>`, `silent` (no beat), `handler` (one that
-never ends), `standby <owner>`, `stubborn` (ignores TERM), `events <n>` and `dead-letters <n>` (that many
-at each turn). No file: it runs, idle. `starts-<partition>` gets a line for each start: pid, start_count,
-takeover.
+command: `boot-fail <code> <message>`, `crash <code>`, `silent` (no beat), `handler` (one that never ends;
+`handler stubborn`: and ignores TERM), `standby <owner>`, `stubborn` (ignores TERM), `events <n>` and
+`dead-letters <n>` (that many at each turn), `stopped` (by its breaker, until it is told to resume), `deaf`
+(the same, for good). No file: it runs, idle. `starts-<partition>` gets a line for each start: pid,
+start_count, takeover. `deaths-<partition>` gets one, as JSON: what the start is to record.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -32,6 +34,8 @@ def main() -> int:
     plan = Path(os.environ["EVENTPROC_TEST_PLAN"])
     with (plan / f"starts-{spec.partition}").open("a") as starts:
         starts.write(f"{os.getpid()} {spec.start_count} {spec.takeover}\n")
+    with (plan / f"deaths-{spec.partition}").open("a") as deaths:
+        deaths.write(json.dumps(spec.death) + "\n")
     return work(board.page(spec.slot), plan / str(spec.partition))
 
 
@@ -52,10 +56,13 @@ def work(page: Page, command: Path) -> int:
                 return int(code)
             case ["silent"]:
                 page.state = "running"
-            case ["handler"]:
-                if not page.running_since_ms:
+            case ["handler", *stubborn]:
+                if stubborn:
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                if not page.runs:
                     page.state = "running"
                     page.running(clock.monotonic_ms(), 17)
+                    print("handling", file=sys.stderr, flush=True)
             case ["standby", owner]:
                 page.enter("standby", owner)
                 page.beat(clock.monotonic_ms())
@@ -63,6 +70,15 @@ def work(page: Page, command: Path) -> int:
                 page.state = "running"
                 page.beat(clock.monotonic_ms())
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            case ["stopped" | "deaf" as how]:
+                if page.state != "paused":
+                    page.enter("paused", "stopped by the breaker")
+                    page.set("breaker_open", 1)
+                if how == "stopped" and page.resumed != page.resumes:
+                    page.resumed = page.resumes
+                    page.set("breaker_open", 0)
+                    command.write_text("")
+                page.beat(clock.monotonic_ms())
             case _:
                 if words[:1] == ["events"]:
                     page.inc("events", int(words[1]), "processed")

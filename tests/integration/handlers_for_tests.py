@@ -1,13 +1,19 @@
 """Handlers that do as the event says, and write down each run; for tests with real workers.
 
 `EVENTPROC_TEST_RUNS` is a folder. They append to `<partition>.runs` what `eventproc verify --runs` reads;
-`act` also to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run.
+`act` also to `<partition>.times` one line `<id> <attempt> <begin ms> <end ms>` (monotonic) for each run, and
+to `<partition>.begun` one line `<id> <attempt>` before it, for runs that have no end.
 """
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import os
+import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from eventproc import Event, Reject
@@ -18,9 +24,12 @@ _FOLDER = "EVENTPROC_TEST_RUNS"
 def act(event: Event) -> None:
     """Do what `payload.do` says: [verb, argument]. Nothing: succeed.
 
-    `fail n`: raise in the first n attempts. `reject why`. `exit code`: SystemExit. `sleep ms`.
+    `fail n`: raise in the first n attempts. `fail-while name`: raise as long as that file is there.
+    `reject why`. `exit code`: SystemExit. `sleep ms`. `die how`: see DEATHS. `hog`: ask for more memory
+    than there is.
     """
     begin_ms = _now_ms()
+    _write(event, f"{event.partition}.begun", f"{event.id} {event.attempt}\n")
     outcome = "fail"
     try:
         _do(event, *event.payload.get("do", ("nothing", 0)))
@@ -40,20 +49,78 @@ def paced(event: Event) -> None:
 
 
 async def act_async(event: Event) -> None:
-    """What this version refuses."""
-    act(event)
+    """As `act`, but sleeps and hangs let the others go on; `block ms` is the sleep that does not.
+
+    Also `cancelled`: as if its task had been cancelled. `die starve`: the worker's loop gets a MemoryError.
+    """
+    begin_ms = _now_ms()
+    _write(event, f"{event.partition}.begun", f"{event.id} {event.attempt}\n")
+    outcome = "fail"
+    try:
+        match event.payload.get("do", ("nothing", 0)):
+            case "sleep", int(ms):
+                await asyncio.sleep(ms / 1000)
+            case "block", int(ms):
+                time.sleep(ms / 1000)
+            case "die", "starve":  # the memory that it takes is missing elsewhere
+                main = ctypes.c_ulong(threading.main_thread().ident or 0)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(MemoryError))
+                await asyncio.get_running_loop().create_future()
+            case "die", "hang":
+                await asyncio.get_running_loop().create_future()
+            case "cancelled", _:
+                raise asyncio.CancelledError
+            case verb, argument:
+                _do(event, verb, argument)
+        outcome = "ok"
+    finally:
+        _write(event, f"{event.partition}.times", f"{event.id} {event.attempt} {begin_ms} {_now_ms()}\n")
+        _write_run(event, outcome)
+
+
+async def paced_async(event: Event) -> None:
+    """As `paced`, a cancelled run apart."""
+    await asyncio.sleep(int((Path(os.environ[_FOLDER]) / "pace").read_text()) / 1000)
+    failing = bool(event.payload.get("fail"))
+    _write_run(event, "fail" if failing else "ok")
+    if failing:
+        raise RuntimeError("payload.fail is true")
 
 
 def _do(event: Event, verb: str, argument: object) -> None:
     match verb, argument:
         case "fail", int(times) if event.attempt <= times:
             raise RuntimeError(f"attempt {event.attempt} of {event.id} fails")
+        case "fail-while", str(name) if (Path(os.environ[_FOLDER]) / name).exists():
+            raise ConnectionError("the database is away")
         case "reject", str(why):
             raise Reject(why)
         case "exit", int(code):
             raise SystemExit(code)
         case "sleep", int(ms):
             time.sleep(ms / 1000)
+        case "die", str(how):
+            DEATHS[how]()
+        case "hog", _:
+            hoard = []
+            while True:
+                hoard.append(bytearray(2**24))
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(60)
+
+
+#: Ways in which a handler ends its worker. The kernel's OOM killer sends a SIGKILL.
+DEATHS: dict[str, Callable[[], object]] = {
+    "exit": lambda: os._exit(7),
+    "exit in good order": lambda: os._exit(0),
+    "segfault": lambda: ctypes.string_at(0),
+    "abort": os.abort,
+    "out of memory": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": _hang,
+}
 
 
 def _now_ms() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -97,6 +98,10 @@ class Supervised:
         """[pid, start_count, takeover] of every start."""
         path = self.plan / f"starts-{partition}"
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def deaths(self, partition: int) -> list[dict[str, Any] | None]:
+        """What every start was told to record."""
+        return [json.loads(line) for line in (self.plan / f"deaths-{partition}").read_text().splitlines()]
 
     def pids(self) -> list[int]:
         """Of all children."""

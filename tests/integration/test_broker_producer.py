@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -17,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,
 )
 
+from eventproc.broker.admin import Admin
 from eventproc.broker.consumer import PartitionConsumer
 from eventproc.broker.embedded import PARTITION_MAX_BYTES, EmbeddedBroker, MockCluster, check_not_dropped
 from eventproc.broker.producer import DeadLetterProducer, EventProducer, Outcome
@@ -24,6 +25,8 @@ from eventproc.clock import SystemClock
 from eventproc.effects import Entry
 from eventproc.errors import DependencyError, Transient
 from eventproc.settings import Settings
+from tests.faults.chaos.mock_broker import MockServers
+from tests.faults.chaos.proxy import PRODUCE
 from tests.integration.conftest import BrokerUnderTest, make_settings
 from tests.integration.supervised import wait_for
 
@@ -81,6 +84,28 @@ def fates(producer: DeadLetterProducer, count: int, timeout_s: float = 20) -> li
     return found
 
 
+@pytest.fixture
+def faulty_servers() -> Iterator[MockServers]:
+    with MockServers() as servers:
+        yield servers
+
+
+def test_a_fatal_error_costs_one_letter_a_second_try(faulty_servers: MockServers) -> None:
+    """librdkafka raises it out of poll(), and refuses everything from then on."""
+    settings = faulty_servers.broker.settings()
+    producer = DeadLetterProducer(settings)
+    try:
+        producer.send(letter(), (settings.kafka_topic, 0))
+        assert [fate for _, fate in fates(producer, 1)] == [None]
+        faulty_servers.kafka.order(f"errors {PRODUCE} {KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER} 1")
+        producer.send(letter(), (settings.kafka_topic, 0))
+        assert isinstance(fates(producer, 1)[0][1], Transient)
+        producer.send(letter(), (settings.kafka_topic, 0))
+        assert [fate for _, fate in fates(producer, 1)] == [None]
+    finally:
+        producer.close()
+
+
 def read_all(settings: Settings, topic: str, partitions: int, count: int) -> list[Message]:
     consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": "check", "fetch.wait.max.ms": 10}
@@ -90,7 +115,9 @@ def read_all(settings: Settings, topic: str, partitions: int, count: int) -> lis
         found: list[Message] = []
         deadline = CLOCK.monotonic_ms() + 20_000
         while len(found) < count:
-            assert CLOCK.monotonic_ms() < deadline, f"{len(found)} of {count} records"
+            if CLOCK.monotonic_ms() > deadline:
+                with Admin(settings) as admin:
+                    raise AssertionError(f"{len(found)} of {count} records, {admin.watermarks(topic)}")
             found += consumer.consume(100, 0.1)
         return found
     finally:
@@ -116,7 +143,7 @@ def set_topic_config(settings: Settings, topic: str, name: str, value: str) -> N
         future.result()
 
 
-class MockCluster(MockCluster):
+class LateCluster(MockCluster):
     """The embedded broker in this process, whose answers can be held back."""
 
     def delay_answers_to_produce(self, count: int, ms: int) -> None:
@@ -240,7 +267,7 @@ class TestDeadLetters:
 
     def test_a_lost_acknowledgement_makes_copies_at_most(self, broker: BrokerUnderTest) -> None:
         """The records are in the log, the answers are late: what is sent again has the same origin."""
-        mock = MockCluster()
+        mock = LateCluster()
         quick = {"socket.timeout.ms": "500", "message.timeout.ms": "1500", "retry.backoff.ms": "10"}
         if broker.kind == "embedded":
             mock.create_topic("events.dlq", 1)

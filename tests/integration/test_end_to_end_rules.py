@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -338,21 +337,5 @@ def test_a_handler_that_outlasts_its_lock_keeps_it(broker: BrokerUnderTest, tmp_
             assert it.metric("rewinds_total") == 0
             it.audit(crashed=False, ledger=False)
             assert it.stop() == 0
-        finally:
-            it.close()
-
-
-def test_an_async_handler_is_refused_in_one_clear_line(
-    embedded_broker: BrokerUnderTest, tmp_path: Path
-) -> None:
-    with RedisServer() as server:
-        it = Deployment(embedded_broker, server, tmp_path, handler=f"{ACT}_async")
-        try:
-            it.start(ready=False)
-            assert it.ends() == 4
-            errors: list[Any] = [line for line in it.log().splitlines() if line.startswith("error:")]
-            assert len(errors) == 1
-            assert "act_async' is async; this version runs sync handlers only" in errors[0]
-            assert "Traceback" not in it.log()
         finally:
             it.close()

@@ -271,6 +271,47 @@ def test_a_handler_may_run_longer_than_a_heartbeat_but_not_for_ever(start: Start
     assert "(offset 17): handler_timeout_ms=5000" in reason
 
 
+def test_what_ran_at_a_death_is_told_to_the_next_start_and_only_to_it(start: Start) -> None:
+    it = start(restart_backoff_ms=50).ready()
+    it.tell(1, "handler")
+    pid = it.worker(1)["pid"]
+    it.logged("handling")
+    it.tell(1, "")
+    os.kill(pid, signal.SIGSEGV)
+    wait_for(lambda: len(it.starts(1)) == 2)
+    told = it.deaths(1)[-1]
+    assert told is not None
+    assert (told["offsets"], told["cause"]) == ([17], "was killed by SIGSEGV")
+    wait_for(lambda: it.worker(1)["state"] == "running")
+    os.kill(it.worker(1)["pid"], signal.SIGKILL)
+    wait_for(lambda: len(it.starts(1)) == 3)
+    assert it.deaths(1)[-1] is None
+
+
+def test_a_death_is_told_until_a_start_has_claimed(start: Start) -> None:
+    it = start(restart_backoff_ms=50, handler_timeout_ms=500).ready()
+    it.tell(1, "handler")
+    it.logged("handler has run for")
+    it.tell(1, "boot-fail 1 out of luck")
+    wait_for(lambda: len(it.starts(1)) >= 3)
+    first, *later = it.deaths(1)[1:]
+    assert first is not None
+    assert first["offsets"] == [17]
+    assert first["cause"].startswith("handler has run for")
+    assert later == [first] * len(later)
+
+
+def test_a_worker_killed_because_its_drain_took_too_long_died_of_that(start: Start) -> None:
+    it = start(shutdown_timeout_s=1).ready()
+    it.tell(1, "handler stubborn")
+    it.logged("handling")
+    it.tell(1, "")
+    with ControlClient(it.paths.socket) as client:
+        list(client.ask(30, command="restart", partition=1))
+    assert "drain took too long" in it.log()
+    assert it.deaths(1) == [None, None]
+
+
 def test_configuration_trouble_after_it_ran_is_no_boot_failure(start: Start) -> None:
     it = start(restart_backoff_ms=50).ready()
     it.tell(1, "boot-fail 3 eviction policy is allkeys-lru")
@@ -428,7 +469,30 @@ def test_restart_of_a_partition_that_is_not_there(start: Start) -> None:
     assert found.stderr == "error: partition 8 is not one of this supervisor's: 0, 1, 2\n"
 
 
-@pytest.mark.parametrize("verb", ["status", "stop", "restart"])
+def test_resume_reaches_the_stopped_ones_and_tells_of_the_others(start: Start) -> None:
+    it = start().ready()
+    it.tell(1, "stopped")
+    wait_for(lambda: it.worker(1)["state"] == "paused")
+    assert command(it, "resume", "--partition", "0").stdout == "partition 0: was not stopped\n"
+    found = command(it, "resume")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == [
+        *("partition 0: was not stopped", "partition 1: goes on", "partition 2: was not stopped")
+    ]
+    wait_for(lambda: it.worker(1)["state"] == "running")
+    assert command(it, "resume", "--partition", "9").returncode == 2
+
+
+def test_a_worker_that_does_not_resume_is_told(start: Start) -> None:
+    it = start().ready()
+    it.tell(1, "deaf")
+    wait_for(lambda: it.worker(1)["state"] == "paused")
+    found = command(it, "resume", "--partition", "1")
+    assert found.returncode == 1
+    assert found.stderr == "error: partition 1 has not resumed within 5000 ms\n"
+
+
+@pytest.mark.parametrize("verb", ["status", "stop", "restart", "resume"])
 def test_without_a_supervisor_the_socket_is_named(start: Start, verb: str) -> None:
     it = start()
     it.close()

@@ -137,6 +137,19 @@ function commands.HMGET(key, ...)
   return values
 end
 
+function commands.HGETALL(key)
+  local entry = look_for('hash', key)
+  local fields, flat = {}, {}
+  for field in pairs(entry and entry.value or {}) do
+    fields[#fields + 1] = field
+  end
+  table.sort(fields) -- Redis has no order; one that replays is of use here
+  for _, field in ipairs(fields) do
+    flat[#flat + 1], flat[#flat + 2] = field, entry.value[field]
+  end
+  return flat
+end
+
 function commands.HDEL(key, field)
   local entry = look_for('hash', key)
   if not entry or entry.value[field] == nil then
@@ -289,6 +302,62 @@ end
 
 local api = {}
 
+-- Line tracing: which lines each script has, as far as its functions were called, and which of them ran.
+local traced = {}
+
+local function note(event, line)
+  local info = debug.getinfo(2, event == 'call' and 'SL' or 'S')
+  local script = traced[info.source]
+  if not script then
+    script = {lines = {}, ran = {}, called = {}}
+    traced[info.source] = script
+  end
+  if event ~= 'call' then
+    script.ran[line] = true
+  elseif not script.called[info.linedefined] then
+    script.called[info.linedefined] = true
+    for active in pairs(info.activelines or {}) do
+      script.lines[active] = true
+    end
+  end
+end
+
+-- Notes nothing while a command of the store runs.
+local function untraced(command)
+  return function(...)
+    debug.sethook()
+    local reply = command(...)
+    debug.sethook(note, 'cl')
+    return reply
+  end
+end
+
+function api.trace()
+  redis.call, redis.pcall = untraced(call), untraced(try)
+  local run = api.run
+  api.run = function(...)
+    debug.sethook(note, 'cl')
+    local reply = run(...)
+    debug.sethook()
+    return reply
+  end
+end
+
+-- The lines that did not run, and those on which a function begins that was called.
+function api.traced(name)
+  local script = traced['@' .. name] or {lines = {}, ran = {}, called = {}}
+  local missed, called = {}, {}
+  for line in pairs(script.lines) do
+    if not script.ran[line] then
+      missed[#missed + 1] = line
+    end
+  end
+  for line in pairs(script.called) do
+    called[#called + 1] = line
+  end
+  return {missed, called}
+end
+
 function api.load(name, source)
   scripts[name] = setfenv(assert(loadstring(source, '@' .. name)), environment)
 end
@@ -313,6 +382,22 @@ end
 function api.command(store, now, ...)
   db, now_ms, countdown = store.db, now, nil
   return as_reply(try(...))
+end
+
+-- The same fields of several hashes, one after the other, false for what is not there; both lists separated
+-- by newlines. A client would need a call for each.
+function api.hashes(store, now, keys, fields)
+  db, now_ms = store.db, now
+  local out, n = {}, 0
+  for key in string.gmatch(keys, '[^\n]+') do
+    local entry = look(key)
+    local hash = entry and entry.kind == 'hash' and entry.value or {}
+    for field in string.gmatch(fields, '[^\n]+') do
+      n = n + 1
+      out[n] = hash[field] or false
+    end
+  end
+  return out
 end
 
 local function copy(database)

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from eventproc.clock import Clock
 from eventproc.effects import StoreReply, StoreRequest
 from eventproc.store.scripts import Call, ScriptSet, decode, load_scripts
 
+TRACE = "EVENTPROC_TEST_TRACE_LUA"
 Value = bytes | list[bytes] | dict[bytes, bytes]
 
 
@@ -29,10 +33,25 @@ def _runtime() -> tuple[Any, Any]:
     api = lua.execute(Path(__file__).with_suffix(".lua").read_bytes())
     for script in load_scripts().values():
         api[b"load"](script.name.encode(), script.source)
+    if os.environ.get(TRACE):
+        api[b"trace"]()
     return lua, {name: api[name.encode()] for name in _FUNCTIONS}
 
 
-_FUNCTIONS = ("new", "run", "command", "snapshot", "restore", "flush", "dump")
+def lines_missed(script: str) -> set[int]:
+    """The lines of a script that have not run; of a function that was never called, its first.
+
+    To be asked of a process in which TRACE was set in the environment before the first store was made.
+    """
+    source = load_scripts()[script].source.decode().splitlines()
+    missed, called = (set(table.values()) for table in _runtime()[1]["traced"](script.encode()).values())
+    for number, line in enumerate(source, 1):
+        if re.match(r"\s*(local )?function\b", line) and number not in called:
+            missed.add(number)
+    return {number for number in missed if source[number - 1].strip() != "end"}
+
+
+_FUNCTIONS = ("traced", "new", "run", "command", "hashes", "snapshot", "restore", "flush", "dump")
 
 
 def _bytes(value: str | bytes | int) -> bytes:
@@ -68,6 +87,14 @@ class MemoryStore:
         return self._reply(
             self._api["command"](self._store, self._clock.wall_ms(), *[_bytes(word) for word in words])
         )
+
+    def hashes(self, keys: Sequence[str], fields: Sequence[str]) -> list[tuple[bytes | None, ...]]:
+        """The same fields of several hashes in one call; of what is no hash, none."""
+        joined = "\n".join(keys).encode(), "\n".join(fields).encode()
+        found = self._api["hashes"](self._store, self._clock.wall_ms(), *joined)
+        values = [value or None for value in found.values()]
+        n = len(fields)
+        return [tuple(values[at : at + n]) for at in range(0, len(values), n)]
 
     def flush(self) -> None:
         """Lose everything (FLUSHALL)."""

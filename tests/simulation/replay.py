@@ -9,7 +9,7 @@ from tests.simulation.world import FAULTS, Violation, World
 
 def main() -> int:
     """Run the seed; exit code 1 if it violates a rule."""
-    only = tuple(sys.argv[2].split(",")) if len(sys.argv) > 2 else FAULTS
+    only = sys.argv[2].split(",") if len(sys.argv) > 2 else list(FAULTS)
     world = World(int(sys.argv[1]), only=only)
     try:
         world.run()
@@ -17,9 +17,10 @@ def main() -> int:
         print(violation)
         return 1
     finally:
-        print("faults:", ", ".join(world.history) or "none")
+        print("events:", world.events, " settings:", world.chosen)
+        print("history:", ", ".join(world.history) or "none")
         for name, value in sorted(world.counts.items()):
-            print(f"{name:32} {value}")
+            print(f"{name:48} {value}")
     return 0
 
 

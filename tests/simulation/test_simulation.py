@@ -5,46 +5,63 @@ A failing seed is named in the message; `python -m tests.simulation.replay SEED`
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
 
 from eventproc._reorder import ReorderBuffer
-from eventproc.effects import Entry, Finalized
+from eventproc.effects import Claimed, Ended, Entry, Finalized, Request
 from eventproc.gaps import GapKeeper
 from eventproc.lanes import Lanes
 from eventproc.pipeline import Pipeline
 from eventproc.settler import Settler
+from eventproc.suspects import CRASH_DEATHS, Suspects
+from tests.simulation.run import Part, play_on_all_cores
+from tests.simulation.transitions import EXPECTED, unnamed
 from tests.simulation.world import FAULTS, Violation, World, simulate
 
-SEEDS = int(os.environ.get("EVENTPROC_TEST_SEEDS", "2000"))
-CHUNK = 50
+SEEDS = int(os.environ.get("EVENTPROC_TEST_SEEDS", "20000"))
 
 
-def _chunk(first: int) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for seed in range(first, min(first + CHUNK, SEEDS)):
-        counts.update(simulate(seed))
-    return counts
+#: For tests that look at what came of all seeds: one process plays them, on all cores, for all.
+all_seeds = pytest.mark.xdist_group("all_seeds")
 
 
-@pytest.mark.timeout(1200)
-def test_no_history_loses_doubles_or_reorders_an_event() -> None:
-    counts: Counter[str] = Counter()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=context) as pool:
-        for part in pool.map(_chunk, range(0, SEEDS, CHUNK)):
-            counts.update(part)
+@pytest.fixture(scope="module")
+def played() -> Part:
+    """What came of all seeds, whoever asks first."""
+    total = Part()
+    for part in play_on_all_cores(range(SEEDS)):
+        total.add(part)
+    return total
+
+
+@all_seeds
+@pytest.mark.timeout(1800)
+def test_no_history_loses_doubles_or_reorders_an_event(played: Part) -> None:
+    assert not played.failures, "\n".join(told for _, told in played.failures)
+    assert played.played == SEEDS
+
+
+@all_seeds
+@pytest.mark.timeout(1800)
+def test_every_fault_strikes_often(played: Part) -> None:
     for fault in FAULTS:
-        assert counts[f"fault:{fault}"] >= SEEDS // 4, (fault, counts)
-    for what in ("rewinds", "gaps_closed{timeout}", "gaps_closed{overflow}", "gaps_closed{reset}", "retries"):
-        assert counts[what] > 0, (what, counts)
-    for reason in ("handler", "rejected", "late", "stale", "id_conflict", "seq_jump", "invalid"):
-        assert counts[f"dead_letters{{{reason}}}"] > 0, (reason, counts)
+        assert played.counts[f"fault:{fault}"] >= SEEDS // 20, (fault, played.counts)
+
+
+@all_seeds
+@pytest.mark.timeout(1800)
+def test_every_transition_is_reached(played: Part) -> None:
+    assert sorted(name for name in EXPECTED if not played.counts[name]) == []
+    assert unnamed(played.counts) == []
+
+
+@pytest.mark.timeout(1800)
+def test_async_handlers_run_in_a_third_of_all(played: Part) -> None:
+    assert played.counts["async"] >= SEEDS // 5
 
 
 def test_seed_replays_exactly() -> None:
@@ -54,7 +71,7 @@ def test_seed_replays_exactly() -> None:
     assert one.counts == other.counts
     assert one.history == other.history
     assert one.store.dump() == other.store.dump()
-    assert one.runs == other.runs
+    assert one.judge.runs == other.judge.runs
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -68,12 +85,17 @@ def test_each_fault_alone(fault: str) -> None:
 # --- planted defects: the simulation has to notice each ----------------------------------------------
 
 
-def _violated(only: tuple[str, ...], seeds: int = 60) -> bool:
+def _violated(only: tuple[str, ...], seeds: int = 150, told: str = "") -> bool:
+    """Whether any seed fails; `told` is in what the judge says."""
     for seed in range(seeds):
         try:
             simulate(seed, only=only)
-        except (Violation, ValueError, KeyError):
-            return True
+        except Violation as violation:
+            if told in str(violation):
+                return True
+        except (ValueError, KeyError):
+            if not told:
+                return True
     return False
 
 
@@ -143,6 +165,86 @@ def _pass(keeper: GapKeeper) -> None:
     if keeper._probing is not None:
         keeper._barriers.append((0, keeper._probing))
         keeper._probing = None
+
+
+def test_notices_a_handler_that_runs_for_a_final_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pipeline.on_acquired
+
+    def on_acquired(self: Pipeline, request: Any, reply: Any, now_ms: int) -> None:
+        looks = [entry.look for entry in request.entries]
+        reply.verdicts = [v if look else 0 for v, look in zip(reply.verdicts, looks, strict=False)]
+        original(self, request, reply, now_ms)
+
+    monkeypatch.setattr(Pipeline, "on_acquired", on_acquired)
+    assert _violated(("crash",))
+
+
+def test_notices_two_async_handlers_of_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Lanes.take
+
+    def take(self: Lanes, most: int) -> list[Entry]:
+        taken = original(self, most)
+        if self._one_each:
+            for entry in taken:
+                self.drop(entry)
+        return taken
+
+    monkeypatch.setattr(Lanes, "take", take)
+    monkeypatch.setattr(Lanes, "count", lambda self, heads: 0)  # they stand in no lane any more
+    assert _violated(("stall",), told="run together")
+
+
+def test_notices_a_claim_that_does_not_wait_for_async_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pipeline._reset
+
+    def reset(self: Pipeline, position: int, now_ms: int = 0) -> None:
+        original(self, position, now_ms)
+        self._strays.clear()
+
+    monkeypatch.setattr(Pipeline, "_reset", reset)
+    assert _violated(("flush", "rewind"), told="claims while handlers run")
+
+
+def test_notices_results_from_before_a_rewind_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_ended, on_claimed = Pipeline.on_ended, Pipeline.on_claimed
+    kept: list[Entry] = []
+
+    def end(self: Pipeline, ended: list[Ended], now_ms: int) -> None:
+        kept.extend(it.entry for it in ended if it.entry in self._strays and it.error is None)
+        on_ended(self, ended, now_ms)
+
+    def claimed(self: Pipeline, reply: Claimed, now_ms: int) -> list[Request]:
+        requests = on_claimed(self, reply, now_ms)
+        for entry in kept:
+            entry.attempts, entry.status = entry.attempts + 1, "processed"
+            self._done.append(entry)
+        kept.clear()
+        return requests
+
+    monkeypatch.setattr(Pipeline, "on_ended", end)
+    monkeypatch.setattr(Pipeline, "on_claimed", claimed)
+    assert _violated(("flush", "rewind"), told="from before a rewind is taken")
+
+
+def test_notices_suspects_that_do_not_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Suspects, "single_out", lambda self, entries, lanes, done: entries)
+    assert _violated(("crash_in_run",), told="do not run alone")
+
+
+def test_notices_an_innocent_event_that_is_taken_for_a_killer(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Suspects._convict
+
+    def convict(self: Suspects, entry: Entry) -> bool:
+        self._known[entry.offset].deaths = CRASH_DEATHS
+        return original(self, entry)
+
+    monkeypatch.setattr(Suspects, "_convict", convict)
+    assert _violated(("crash_in_run",), told="as crash after deaths beside")
+
+
+def test_notices_a_killer_that_is_never_convicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eventproc.suspects.CRASH_DEATHS", CRASH_DEATHS + 1)
+    assert _violated(("stall",), told="has killed")
 
 
 def test_the_buffer_is_the_compiled_one() -> None:

@@ -20,6 +20,8 @@ from eventproc.effects import (
     Claim,
     Claimed,
     Commit,
+    Death,
+    Ended,
     Entry,
     FetchEnd,
     FetchOffsets,
@@ -29,6 +31,7 @@ from eventproc.effects import (
     Offsets,
     Produce,
     Release,
+    Renew,
     Request,
     Run,
     Seek,
@@ -130,6 +133,8 @@ class Driver:
         committed: int = -1,
         may_take: Callable[[str], bool] = lambda owner: False,
         force: bool = False,
+        death: Death | None = None,
+        concurrency: int = 0,
         **settings: Any,
     ) -> None:
         self.clock = clock or ManualClock()
@@ -161,7 +166,11 @@ class Driver:
             warn=lambda name, **fields: self.warnings.append((name, fields)),
             may_take=may_take,
             force=force,
+            death=death,
+            concurrency=concurrency,
         )
+        self._concurrency = concurrency
+        self.tasks: list[Entry] = []  # on which an async handler runs
         self.runner = Runner(self._handle, partition, self.clock, lambda since_ms, offset: None)
 
     @property
@@ -243,6 +252,20 @@ class Driver:
         self.held -= set(kinds) or self.held
         self.settle()
 
+    def finish(self, *ids: str, error: BaseException | None = None) -> None:
+        """The async handlers of these end in this order (none named: all that run), then settle."""
+        for id in ids or [entry.id for entry in self.tasks]:
+            [entry] = [entry for entry in self.tasks if entry.id == id]
+            self.tasks.remove(entry)
+            [outcome] = self.runner.run([entry])
+            assert outcome is None or isinstance(outcome, BaseException)
+            self.pipeline.on_ended([Ended(entry, error or outcome, self.took_ms)], self.clock.now_ms)
+        self.settle()
+
+    def running(self) -> list[str]:
+        """Ids on which an async handler runs."""
+        return [entry.id for entry in self.tasks]
+
     def pass_ms(self, ms: int) -> None:
         """Let time pass, then settle."""
         self.clock.now_ms += ms
@@ -260,7 +283,9 @@ class Driver:
         """Do what is asked, and bring the answer."""
         self.todo = [other for other in self.todo if other is not request]
         pipeline, now_ms = self.pipeline, self.clock.now_ms
-        if isinstance(request, Run):
+        if isinstance(request, Run) and self._concurrency:
+            self.tasks += request.entries
+        elif isinstance(request, Run):
             outcomes = self.runner.run(request.entries)
             pipeline.on_ran(request, outcomes, self.took_ms, self.clock.now_ms)
         elif isinstance(request, Produce):
@@ -298,6 +323,8 @@ class Driver:
                 self.carry_out(then)
         elif isinstance(request, Release):
             pipeline.on_released(request)
+        elif isinstance(request, Renew):
+            pipeline.on_renewed(request, reply, now_ms)
 
     # --- what is seen ---------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from eventproc import errors
+from eventproc.metrics import METRICS, STATES
 from eventproc.settings import Settings
 from scripts.settings_table import between, main, table
 
@@ -89,8 +90,21 @@ def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.Cap
 def test_every_setting_that_is_named_exists() -> None:
     named = {code for code in CODE if re.fullmatch(r"[a-z]+(_[a-z]+)+", code)}
     elsewhere = {"user_id", "rate_limited"}  # of Event, and of the API's answers
+    elsewhere |= {"id_conflict", "seq_jump"}  # reasons of dead letters
+    named = {code for code in named if not code.startswith("eventproc_")}
     assert named
     assert named - elsewhere - Settings.model_fields.keys() == set()
+
+
+def test_every_metric_that_is_named_exists() -> None:
+    named = {name for code in CODE for name in re.findall(r"eventproc_\w+", code)}
+    exposed = {m.exposed + ("_total" if m.kind == "counter" else "") for m in METRICS}
+    assert named
+    assert named - exposed == set()
+
+
+def test_every_state_is_explained() -> None:
+    assert set(STATES) <= set(re.findall(r"^\| `(\w+)` \| ", README, re.MULTILINE))
 
 
 def test_the_example_configuration_is_valid() -> None:
@@ -135,8 +149,7 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 
 
 def test_the_handler_example_uses_what_is_exported() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    tree = ast.parse(example)
+    tree = ast.parse("".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL)))
     names = [
         alias.name
         for node in ast.walk(tree)

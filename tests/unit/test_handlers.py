@@ -13,7 +13,7 @@ from eventproc.clock import SystemClock
 from eventproc.effects import Entry
 from eventproc.errors import HandlerLoadError, Reject
 from eventproc.event import Event
-from eventproc.handlers import NOT_RUN, Runner, describe_failure, load_handler, name_of, simulate
+from eventproc.handlers import NOT_RUN, Runner, describe_failure, is_async, load_handler, name_of, simulate
 from eventproc.settings import Settings
 from tests.unit.pipeline_driver import LogRecord, ManualClock
 
@@ -115,9 +115,6 @@ def test_a_builtin_that_tells_no_signature_is_taken_at_its_word() -> None:
         ("my_handlers:two", r"has the signature two\(event, other\)"),
         ("my_handlers:keyword", r"must take one argument"),
         ("my_handlers:Service.method", r"must take one argument"),
-        ("my_handlers:later", r"is async; this version runs sync handlers only"),
-        ("my_handlers:coming", r"is async"),
-        ("my_handlers:async_partial", r"is async"),
         ("my_handlers:steps", r"is a generator function"),
         ("my_handlers:stepping", r"is a generator function"),
         ("my_handlers:async_steps", r"is a generator function"),
@@ -147,6 +144,21 @@ def test_a_module_that_does_not_import_is_told_as_it_is(folder: Path, source: st
     (folder / "broken_module.py").write_text(source + "\n")
     with pytest.raises(HandlerLoadError, match=told):
         load("broken_module:f")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("later", True),
+        ("coming", True),
+        ("async_partial", True),
+        ("good", False),
+        ("service", False),
+        ("service.method", False),
+    ],
+)
+def test_an_async_handler_is_known_by_any_of_its_forms(folder: Path, name: str, expected: bool) -> None:
+    assert is_async(load(f"my_handlers:{name}")) is expected
 
 
 # --- the built-in one ---------------------------------------------------------------------------------

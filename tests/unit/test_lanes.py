@@ -182,3 +182,29 @@ def test_a_timer_may_set_another() -> None:
     assert fired == []
     lanes.fire(7)
     assert fired == [7]
+
+
+# --- one of each lane at a time -----------------------------------------------------------------------
+
+
+def test_of_each_lane_only_the_head_is_taken_and_the_next_once_it_is_dropped() -> None:
+    lanes = Lanes(one_each=True)
+    first, second, _ = entered(lanes, "u", 1, 2, 3)
+    entered(lanes, "v", 1)
+    assert ids(lanes.take(10)) == ["u-1", "v-1"]
+    assert lanes.take(10) == []
+    assert not lanes.is_idle()
+    lanes.drop(first)
+    assert ids(lanes.take(10)) == ["u-2"]
+    entered(lanes, "u", 4)
+    assert lanes.take(10) == []
+    lanes.enter(second)  # it is to run again
+    assert ids(lanes.take(10)) == ["u-2"]
+
+
+def test_lanes_take_turns_when_only_some_may_be_taken() -> None:
+    lanes = Lanes(one_each=True)
+    made = [entered(lanes, lane, 1, 2)[0] for lane in "uvw"]
+    assert ids(lanes.take(2)) == ["u-1", "v-1"]
+    lanes.drop(made[0])
+    assert ids(lanes.take(2)) == ["w-1", "u-2"]

@@ -20,6 +20,7 @@ COMMANDS = {
         "EXISTS",
         "GET",
         "HDEL",
+        "HGETALL",
         "HMGET",
         "HSET",
         "LINDEX",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from eventproc import metrics
 from eventproc.errors import ConfigError
 from eventproc.metrics import METRICS, Board, Distribution
+from eventproc.settings import MAX_CONCURRENCY
 
 
 @pytest.fixture
@@ -84,13 +85,16 @@ def test_no_two_words_overlap(board: Board) -> None:
     page.enter("paused", "r" * 240)
     page.beat(5)
     page.running(6, 7)
+    page.task(0, 4, 5)
+    page.task(MAX_CONCURRENCY - 1, 8, 9)
     assert {key: page.get(*key) for key in want} == want  # type: ignore[arg-type]
     for metric in METRICS:
         if metric.kind == "histogram":
             counts = page.distribution(metric.name).counts  # type: ignore[arg-type]
             assert counts == (1,) * (len(metric.buckets) + 1)
     assert (page.last_error, page.state, page.state_reason) == ("e" * 240, "paused", "r" * 240)
-    assert (page.progress, page.last_beat_ms, page.running_since_ms, page.running_offset) == (1, 5, 6, 7)
+    assert (page.progress, page.last_beat_ms, page.running_since_ms, page.running_offset) == (1, 5, 4, 5)
+    assert page.runs == [(4, 5), (6, 7), (8, 9)]
     for other in (board.page(0), board.page(2), board.deployment):
         assert all(other.get(*key) == 0 for key in want)  # type: ignore[arg-type]
         assert other.last_error == ""
@@ -101,6 +105,17 @@ def test_fresh_page_is_starting_and_runs_nothing(board: Board) -> None:
     assert page.state == "starting"
     assert (page.running_since_ms, page.running_offset) == (0, -1)
     assert (page.last_error, page.state_reason, page.progress) == ("", "", 0)
+
+
+def test_a_task_that_has_ended_leaves_its_slot(board: Board) -> None:
+    page = board.page(0)
+    page.task(1, 20, 0)
+    page.task(0, 30, 12)
+    assert page.runs == [(20, 0), (30, 12)]
+    page.task(1, 0)
+    assert (page.running_since_ms, page.running_offset) == (30, 12)
+    page.forget_runs()
+    assert page.runs == []
 
 
 def test_total_sums_the_labels(board: Board) -> None:
@@ -121,6 +136,7 @@ def test_reset_gauges_keeps_counters_and_last_error(board: Board) -> None:
     page.observe("latency_ms", [1, 2])
     page.last_error = "boom"
     page.running(77, 5)
+    page.task(3, 78, 6)
     page.reset_gauges()
     assert (page.get("lag"), page.get("retries"), page.last_error) == (0, 4, "boom")
     assert page.distribution("latency_ms").count == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eventproc.effects import Acquire, Commit, Finalize, Produce, Release, Run
-from tests.unit.pipeline_driver import Driver, event
+from tests.unit.pipeline_driver import Driver, event, final_elsewhere
 
 
 def drain(driver: Driver) -> None:
@@ -156,3 +156,15 @@ def test_the_next_worker_goes_on_where_a_drain_ended() -> None:
     second.settle()
     assert second.ran() == ["u-2", "u-3"]
     assert second.order("u") == [1, 2, 3]
+
+
+def test_a_drain_does_not_wait_to_learn_how_an_id_was_final() -> None:
+    driver = Driver(locking="partition").own()
+    driver.hold(Finalize)
+    driver.send(event("u", 1))
+    driver.hold(Run)
+    final_elsewhere(driver, "u-1", "u", 1)
+    drain(driver)
+    driver.free()
+    driver.pass_ms(1_000)
+    assert driver.pipeline.drained

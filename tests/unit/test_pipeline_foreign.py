@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eventproc.effects import Finalize
-from tests.unit.pipeline_driver import Driver, event
+from tests.unit.pipeline_driver import Driver, event, final_elsewhere
 
 RETRY_MS = 5_000
 
@@ -119,6 +119,24 @@ def test_what_failed_is_refused_too_and_dead_lettered_after_the_key_is_gone() ->
     assert driver.status("u-1") == "failed"
     assert driver.order("u") == [2]
     assert driver.floor_stored() == 3
+
+
+def test_a_conflict_holds_the_floor_until_its_user_has_moved_on() -> None:
+    driver = Driver().own()
+    driver.send(event("u", 1))
+    final_elsewhere(driver, "x", "another")
+    in_the_way(driver, "next:u")
+    driver.send(event("u", 2, id="x"), event("v", 1))
+    set_aside(driver, "next:u")
+    driver.pass_ms(1_000)
+    assert driver.produced == []
+    assert driver.floor_stored() == 1
+    driver.store.command("DEL", "next:u")
+    driver.pass_ms(RETRY_MS)
+    assert driver.following("u") == 3
+    assert driver.letter("events-0-1")["reason"] == "id_conflict"
+    assert driver.produced == [1]
+    assert driver.floor_stored() == driver.commits[-1] == 3
 
 
 def test_a_gap_whose_ledger_is_in_the_way_is_written_later_and_nothing_runs_beyond_it() -> None:

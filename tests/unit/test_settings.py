@@ -153,6 +153,7 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: bytes) -> None:
     ("flags", "start"),
     [
         ({"event_ttl_s": "10", "dedup_ttl_s": "9"}, "dedup_ttl_s=9: should be at least event_ttl_s=10"),
+        ({"worker_memory_max_bytes": "1000"}, "worker_memory_max_bytes=1000: should be at least 268435456"),
         (
             {"retry_backoff_ms": "9", "retry_backoff_max_ms": "8"},
             "retry_backoff_max_ms=8: should be at least",

@@ -1,7 +1,8 @@
 -- Look up a batch of ids and lock those that are not final. Fenced, without revision.
 --
--- Those that are only looked up are locked too: whoever finds its own lock on an id in finalize_events knows
--- that nobody has made it final since it was looked up here.
+-- With locks on events those that are only looked up are locked too: whoever finds its own lock on an id in
+-- finalize_events knows that nobody has made it final since it was looked up here. Where ownership is the
+-- lock they are not: nobody would come to take over what a dead owner has left.
 --
 -- KEYS
 --   1    partition:<topic>:<p>
@@ -16,7 +17,8 @@
 --   5  ttl     life of a lock, ms
 --   6  count   number of entries
 --   7  looks   number of entries that are only looked up, below the expected seq
---   8..  per such entry: its index (from 1, ascending) and its seq
+--   8  lock_looks  '1': lock these, too
+--   9..  per such entry: its index (from 1, ascending) and its seq
 -- Returns
 --   {'ok'}       every entry is granted
 --   {'ok', verdicts, ...}  one digit per entry: 0 granted, 1 final, 2 locked, 3 late, 4 stale, 5 foreign;
@@ -50,8 +52,9 @@ local time = call('TIME')
 local expiry = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[5])
 local lock, ours = ARGV[3], ARGV[4]
 local count, looks = tonumber(ARGV[6]), tonumber(ARGV[7])
+local lock_looks = ARGV[8] == '1'
 local seqs = {}
-for l = 8, 7 + 2 * looks, 2 do
+for l = 9, 8 + 2 * looks, 2 do
   seqs[tonumber(ARGV[l])] = ARGV[l + 1]
 end
 
@@ -172,7 +175,7 @@ for i = 1, count do
   else
     verdict = '0'
   end
-  local lockable = verdict == '0' or verdict == '3' or verdict == '4'
+  local lockable = verdict == '0' or lock_looks and (verdict == '3' or verdict == '4')
   if lockable and not call('SET', KEYS[locks + i], lock, 'NX', 'PXAT', expiry) then
     local held
     held, failure = contend(KEYS[locks + i])

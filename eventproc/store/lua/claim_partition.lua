@@ -1,4 +1,6 @@
--- Take ownership of a partition, or learn who has it (CONTRACT section 6: fence, start, one owner).
+-- Take ownership of a partition, or learn who has it (CONTRACT section 6: fence, start, one owner). A death
+-- is recorded with it, once: what ran then is a suspect from now on. Suspects run alone, so one that ran is
+-- charged with the death (CONTRACT 4.9). Those below the position are forgotten.
 --
 -- KEYS
 --   1  partition:<topic>:<p>
@@ -10,8 +12,12 @@
 --   5  force     '1': take it from anyone
 --   6  offset    position to store if Redis holds none (-1 = none)
 --   7  baseline  baseline to store with that position (-1 = none)
+--   8  death     token of the death of the worker before ('' = none, or nothing ran)
+--   9  cause     what it died of
+--   10.. offset of each record that ran then
 -- Returns
---   {'ok', epoch, rev, offset, baseline}   the partition is ours; offset and baseline are -1 when unknown
+--   {'ok', epoch, rev, offset, baseline, ...}  the partition is ours; offset and baseline are -1 when unknown;
+--                                          then of each suspect its offset and '<deaths> <cause>'
 --   {'held', owner, age_ms}                another owner's lease runs; nothing was written, unless it was last
 --                                          seen in the future: then that was now
 --   error FOREIGN                          the key is no hash of ours
@@ -20,7 +26,8 @@ local key = KEYS[1]
 local owner, claim = ARGV[1], ARGV[2]
 local schema = 1
 
-local stored = redis.pcall('HMGET', key, 'epoch', 'owner', 'rev', 'offset', 'baseline', 'seen_ms', 'schema', 'claim')
+local stored = redis.pcall('HMGET', key, 'epoch', 'owner', 'rev', 'offset', 'baseline', 'seen_ms', 'schema', 'claim',
+  'death')
 if stored.err then
   if string.find(stored.err, 'WRONGTYPE', 1, true) then
     return redis.error_reply('FOREIGN key ' .. key .. ' is no hash: remove it, or set key_prefix')
@@ -37,8 +44,21 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local epoch = tonumber(stored[1])
 local rev, offset, baseline = stored[3] or '0', stored[4] or '-1', stored[5] or '-1'
 
+-- Appends the offset and what is known of each suspect.
+local function append_suspects(list)
+  local fields = redis.call('HGETALL', key)
+  for f = 1, #fields, 2 do
+    local at = string.match(fields[f], '^suspect:(%d+)$')
+    if at then
+      list[#list + 1], list[#list + 2] = at, fields[f + 1]
+    end
+  end
+  return list
+end
+
 if epoch and stored[2] == owner and stored[8] == claim then
-  return {'ok', stored[1], rev, offset, baseline}
+  local reply = {'ok', stored[1], rev, offset, baseline}
+  return append_suspects(reply)
 end
 if epoch and ARGV[5] ~= '1' and stored[2] ~= owner and stored[2] ~= ARGV[4] then
   local age_ms = now_ms - (tonumber(stored[6]) or 0)
@@ -51,16 +71,41 @@ if epoch and ARGV[5] ~= '1' and stored[2] ~= owner and stored[2] ~= ARGV[4] then
   end
 end
 
-epoch = string.format('%.0f', math.max((epoch or 0) + 1, now_ms))
-local seen_ms = string.format('%.0f', now_ms)
-redis.call('HSET', key, 'epoch', epoch, 'owner', owner, 'claim', claim, 'rev', rev, 'seen_ms', seen_ms,
-  'schema', schema)
-if not stored[4] and ARGV[6] ~= '-1' then
-  offset, baseline = ARGV[6], ARGV[7]
-  redis.call('HSET', key, 'offset', offset)
-  if baseline ~= '-1' then
-    redis.call('HSET', key, 'baseline', baseline)
+local floor, known = tonumber(offset), append_suspects({})
+for s = 1, #known, 2 do
+  if tonumber(known[s]) < floor then
+    redis.call('HDEL', key, 'suspect:' .. known[s])
+  else
+    known[known[s]] = known[s + 1]
   end
 end
+if ARGV[8] ~= '' and stored[9] ~= ARGV[8] then
+  local charged = {}
+  for a = 10, #ARGV do
+    local before = known[ARGV[a]]
+    if before and #ARGV == 10 then
+      charged = {'suspect:' .. ARGV[a], tonumber(string.match(before, '^%d+')) + 1 .. ' ' .. ARGV[9]}
+    elseif not before and tonumber(ARGV[a]) >= floor then
+      redis.call('HSET', key, 'suspect:' .. ARGV[a], '0 ' .. ARGV[9])
+    end
+  end
+  -- one write: were the script cut off between two, its repetition would charge twice
+  redis.call('HSET', key, 'death', ARGV[8], unpack(charged))
+end
+
+epoch = string.format('%.0f', math.max((epoch or 0) + 1, now_ms))
+local seen_ms = string.format('%.0f', now_ms)
+-- one write: were the script cut off between two, its repetition would find the claim made, without a position
+local position = {}
+if not stored[4] and ARGV[6] ~= '-1' then
+  offset, baseline = ARGV[6], ARGV[7]
+  position = {'offset', offset}
+  if baseline ~= '-1' then
+    position[3], position[4] = 'baseline', baseline
+  end
+end
+redis.call('HSET', key, 'epoch', epoch, 'owner', owner, 'claim', claim, 'rev', rev, 'seen_ms', seen_ms,
+  'schema', schema, unpack(position))
 redis.call('HDEL', key, 'started')
-return {'ok', epoch, rev, offset, baseline}
+local reply = {'ok', epoch, rev, offset, baseline}
+return append_suspects(reply)

@@ -19,6 +19,7 @@ _PRODUCE_ERRORS = (
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NOT_ENOUGH_REPLICAS,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,  # fatal for the client
 )
 _COMMIT_ERRORS = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,

@@ -67,6 +67,11 @@ class ChaosReport:
         return [name for name, kind in self.kinds.items() if not kind.hits]
 
     @property
+    def good_but_for_hits(self) -> bool:
+        """No violation, but kinds that never hit."""
+        return bool(self.missed) and not any(it.problems for it in self.rounds)
+
+    @property
     def good(self) -> bool:
         return not self.missed and not any(it.problems for it in self.rounds)
 

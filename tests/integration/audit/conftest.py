@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.audit.planting import everything, settings_for
+from tests.integration.audit.planting import build
 from tests.integration.audit.world import World
 from tests.integration.conftest import BrokerUnderTest
 from tests.redis_server import RedisServer
@@ -24,13 +24,9 @@ def snapshot(
     embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[World, dict[bytes, bytes]]:
     """A world that is in order, and all its keys."""
-    settings = settings_for(embedded_broker, server)
-    client = server.client()
-    client.flushall()
-    folder = tmp_path_factory.mktemp("world")
-    world = World(settings, client, everything(settings.kafka_topic), folder)
-    keys: Any = client.keys("*")
-    dumped: dict[bytes, Any] = {key: client.dump(key) for key in keys}
+    world = build(embedded_broker, server, tmp_path_factory.mktemp("world"))
+    keys: Any = world.redis.keys("*")
+    dumped: dict[bytes, Any] = {key: world.redis.dump(key) for key in keys}
     return world, dumped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -42,6 +43,16 @@ def everything(topic: str, **changes: Any) -> Workload:
 def settings_for(broker: BrokerUnderTest, server: RedisServer, **values: Any) -> Settings:
     values.setdefault("kafka_topic", broker.topics(PARTITIONS))
     return broker.settings(redis_url=server.url, gap_timeout_ms=1, **values)
+
+
+def build(
+    broker: BrokerUnderTest, server: RedisServer, folder: Path, kind: type[World] = World, **changes: Any
+) -> World:
+    """A world of its own on an empty Redis."""
+    settings = settings_for(broker, server)
+    client = server.client()
+    client.flushall()
+    return kind(settings, client, everything(settings.kafka_topic, **changes), folder)
 
 
 def check(world: World, **options: Any) -> Report:

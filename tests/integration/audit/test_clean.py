@@ -11,8 +11,8 @@ from eventproc.audit import KINDS, audit, wait_until_idle
 from eventproc.errors import DependencyError, UsageError
 from eventproc.settings import Settings
 from tests.integration.audit.planting import (
+    build,
     check,
-    everything,
     pick,
     processed,
     settings_for,
@@ -25,10 +25,7 @@ from tests.redis_server import RedisServer, free_port
 def test_clean_state_is_clean_on_each_broker(
     broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
 ) -> None:
-    settings = settings_for(broker, server)
-    client = server.client()
-    client.flushall()
-    world = World(settings, client, everything(settings.kafka_topic, seed=5), tmp_path)
+    world = build(broker, server, tmp_path, seed=5)
     for options in ({}, {"ledger": None}, {"ledger": None, "runs": None}, {"idle": False, "crashed": True}):
         report = check(world, **options)
         assert report.clean, report.examples
@@ -42,7 +39,7 @@ def test_clean_state_is_clean_on_each_broker(
         assert totals.failed > 5
         assert totals.duplicates > 10
         assert totals.dead_letters == totals.failed + totals.skipped + totals.invalid + totals.conflicts
-    assert wait_until_idle(settings, 0)
+    assert wait_until_idle(world.settings, 0)
 
 
 def test_totals_and_latency_are_told(world: World) -> None:
@@ -65,15 +62,11 @@ def test_nothing_at_all_is_clean(embedded_broker: BrokerUnderTest, server: Redis
 def test_a_late_event_that_was_in_time_may_be_processed(
     embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
 ) -> None:
-    settings = settings_for(embedded_broker, server)
-    client = server.client()
-    client.flushall()
-
     class Patient(World):
         def _before_late(self) -> None:
             pass
 
-    world = Patient(settings, client, everything(settings.kafka_topic), tmp_path)
+    world = build(embedded_broker, server, tmp_path, Patient)
     report = check(world)
     assert report.clean, report.examples
     assert report.totals.gap_seqs == 4
@@ -91,16 +84,12 @@ def test_keys_whose_time_is_over_are_not_missed(world: World) -> None:
 def test_copies_with_one_origin_are_allowed(
     embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
 ) -> None:
-    settings = settings_for(embedded_broker, server)
-    client = server.client()
-    client.flushall()
-
     class Replaying(World):
         def dead_letter(self, message: Any, reason: Any, attempts: int, error: str = "") -> None:
             super().dead_letter(message, reason, attempts, error)
             super().dead_letter(message, reason, attempts, error)
 
-    world = Replaying(settings, client, everything(settings.kafka_topic), tmp_path)
+    world = build(embedded_broker, server, tmp_path, Replaying)
     report = check(world)
     assert report.clean, report.examples
 

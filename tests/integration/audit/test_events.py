@@ -97,6 +97,15 @@ def test_impossible_status(world: World, changes: Any, which: str) -> None:
     assert set(report.counts) <= {"status", "dlq"}  # the topic's header tells the attempts too
 
 
+def test_a_crash_after_too_few_runs(world: World) -> None:
+    line = pick(world, lambda line: line.kind == "event" and line.fail)
+    world.redis.hset(f"event:{line.id}", mapping={"reason": "crash"})
+    world.redis.hset(f"dlq:{line.id}", mapping={"reason": "crash"})
+    report = check(world, runs=None)
+    assert report.counts["status"] == 1
+    assert "is failed (crash) with attempts 3, not 4" in report.examples["status"][0]
+
+
 def test_good_event_that_is_failed(world: World) -> None:
     line = pick(world, lambda line: processed(world, line))
     world.redis.hset(

@@ -9,13 +9,12 @@ import pytest
 
 from eventproc.broker.producer import EventProducer
 from tests.integration.audit.planting import (
+    build,
     check,
-    everything,
     letter,
     only,
     pick,
     processed,
-    settings_for,
 )
 from tests.integration.audit.world import World
 from tests.integration.conftest import BrokerUnderTest
@@ -40,6 +39,19 @@ def test_dead_letter_missing_in_redis(world: World, reason: str) -> None:
     id = letter(world, reason)
     world.redis.delete(f"dlq:{id}")
     only(check(world), "dlq")
+
+
+@pytest.mark.parametrize("reason", ["invalid", "id_conflict"])
+def test_dead_letter_that_redis_has_forgotten(world: World, reason: str) -> None:
+    id = letter(world, reason)
+    place = world.redis.hmget(f"dlq:{id}", "partition", "offset")
+    world.redis.delete(f"dlq:{id}")
+    world.redis.lrem("dlq:list", 1, id)
+    key = f"partition:{world.settings.kafka_topic}:{int(place[0] or 0)}"
+    world.redis.hset(key, "baseline", int(place[1] or 0))
+    assert set(check(world).counts) == {"dlq"}  # it lies at the baseline, not before it
+    world.redis.hset(key, "baseline", int(place[1] or 0) + 1)
+    assert check(world).clean
 
 
 def test_dead_letter_missing_in_the_list(world: World) -> None:
@@ -86,10 +98,6 @@ def test_dead_letters_missing_in_the_topic(world: World, embedded_broker: Broker
 def test_dead_letter_too_many_in_the_topic(
     embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
 ) -> None:
-    settings = settings_for(embedded_broker, server)
-    client = server.client()
-    client.flushall()
-
     class Careless(World):
         sent = 0
 
@@ -100,17 +108,13 @@ def test_dead_letter_too_many_in_the_topic(
                 self.dead_letter(message, "handler", 3)
             return done
 
-    world = Careless(settings, client, everything(settings.kafka_topic), tmp_path)
+    world = build(embedded_broker, server, tmp_path, Careless)
     only(check(world), "dlq")
 
 
 def test_dead_letter_with_other_bytes(
     embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
 ) -> None:
-    settings = settings_for(embedded_broker, server)
-    client = server.client()
-    client.flushall()
-
     class Corrupting(World):
         sent = 0
 
@@ -118,7 +122,7 @@ def test_dead_letter_with_other_bytes(
             self.sent += 1
             super().dead_letter(message if self.sent > 1 else _OtherBytes(message), reason, attempts, error)
 
-    world = Corrupting(settings, client, everything(settings.kafka_topic), tmp_path)
+    world = build(embedded_broker, server, tmp_path, Corrupting)
     report = check(world)
     only(report, "dlq")
     assert "other bytes" in report.examples["dlq"][0]
@@ -127,10 +131,8 @@ def test_dead_letter_with_other_bytes(
 def test_dead_letter_from_nowhere(
     embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
 ) -> None:
-    settings = settings_for(embedded_broker, server)
-    client = server.client()
-    client.flushall()
-    world = World(settings, client, everything(settings.kafka_topic), tmp_path)
+    world = build(embedded_broker, server, tmp_path)
+    settings = world.settings
     letters = EventProducer(settings.model_copy(update={"kafka_topic": settings.dlq_topic}), linger_ms=0)
     letters.produce(b"u", b"x", [("eventproc-origin", f"{settings.kafka_topic}/1/99999".encode())])
     letters.produce(b"u", b"x", [])  # tells no origin

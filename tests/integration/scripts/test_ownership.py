@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from eventproc.effects import Claim, UserState
+from eventproc.effects import Claim, Death, Renew, Renewed, Suspect, UserState
 from eventproc.errors import ConfigError
 from eventproc.store.scripts import script_error
 from tests.integration.supervised import wait_for
-from tests.redis_server import RedisServer, binary, bundled_binary
 from tests.script_runner import ScriptRunner, entry, group, settings, values
 
 KEY = "partition:events:0"
 
 
-@pytest.fixture(scope="module", params=["system", "oldest"])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(executable=binary() if request.param == "system" else bundled_binary()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    client = server.client()
-    client.flushall()
-    return client
-
-
 @pytest.fixture
 def me(client: Any) -> ScriptRunner:
+    """One who has claimed nothing yet."""
     return ScriptRunner(client)
 
 
@@ -55,6 +41,35 @@ def test_first_claim_takes_the_time_as_epoch_and_stores_position_and_baseline(
     stored = client.hgetall(KEY)
     assert stored[b"owner"] == b"me"
     assert (stored[b"offset"], stored[b"baseline"], stored[b"schema"]) == (b"7", b"5", b"1")
+
+
+def died(*offsets: int, number: int = 1) -> Death:
+    return Death(f"d{number}", list(offsets), "was killed by SIGSEGV")
+
+
+def test_a_death_is_recorded_once_and_charges_who_ran_alone(me: ScriptRunner) -> None:
+    me.claim(offset=5)
+    first = me.claim(death=died(7, 9, 4))
+    assert first.suspects == {at: Suspect(0, "was killed by SIGSEGV") for at in (7, 9)}  # 4 is final
+    assert me.claim(death=died(7, 9, 4)).suspects == first.suspects
+    assert me.claim(death=died(7, number=2)).suspects[7].deaths == 1
+    assert me.claim(death=died(7, number=2)).suspects[7].deaths == 1
+    assert me.claim(death=died(7, 9, number=3)).suspects[7].deaths == 1  # not alone
+    assert me.claim().suspects == me.claim(death=died(7, 9, number=3)).suspects
+
+
+def test_suspects_below_the_position_are_forgotten(me: ScriptRunner, client: Any) -> None:
+    me.claim(offset=5)
+    me.claim(death=died(7, 9))
+    me.finalize(floor=8)
+    assert list(me.claim().suspects) == [9]
+    assert not client.hexists(KEY, "suspect:7")
+
+
+def test_a_claim_that_is_refused_records_nothing(me: ScriptRunner, client: Any) -> None:
+    me.claim(offset=5)
+    assert ScriptRunner(client, owner="other").claim(death=died(7)).status == "held"
+    assert me.claim().suspects == {}
 
 
 def test_claim_without_position_leaves_none(me: ScriptRunner, client: Any) -> None:
@@ -263,3 +278,19 @@ def test_load_of_many(me: ScriptRunner, client: Any) -> None:
     for user in range(3000):
         client.rpush(f"order:u{user}", user + 1)
     assert [state.last for state in me.load(*[f"u{i}" for i in range(3000)])] == list(range(1, 3001))
+
+
+def test_a_renewal_that_comes_again_takes_no_lock_that_finalize_has_dropped(
+    me: ScriptRunner, client: Any
+) -> None:
+    me.claim()
+    ended, running = entry(1, "u", 1), entry(2, "v", 1)
+    me.acquire(ended, running)
+    renewal = Renew(me.epoch, me.owner, [ended, running], me.rev)
+    client.delete("inflight:e2")
+    assert me.run(renewal) == Renewed("ok")
+    assert client.get("inflight:e2") is not None  # it had run out
+    me.finalize(group("u", ended))
+    assert me.run(renewal) == Renewed("ok")
+    assert client.get("inflight:e1") is None
+    assert client.get("inflight:e2") is not None

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from eventproc.effects import Final, Gap, Verdict
-from tests.redis_server import RedisServer, binary, bundled_binary
 from tests.script_runner import ScriptRunner, entry, failed, group, settings, values
 
 GRANTED, FINAL, LOCKED, LATE, STALE, FOREIGN = list(Verdict)
-
-
-@pytest.fixture(scope="module", params=["system", "oldest"])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(executable=binary() if request.param == "system" else bundled_binary()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    client = server.client()
-    client.config_set("maxmemory", 0)
-    client.flushall()
-    return client
-
-
-@pytest.fixture
-def me(client: Any) -> ScriptRunner:
-    runner = ScriptRunner(client)
-    runner.claim()
-    return runner
 
 
 def test_locks_name_the_owner_and_expire(me: ScriptRunner, client: Any) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from eventproc.effects import Gap, Refusal
-from tests.redis_server import RedisServer, binary, bundled_binary
 from tests.script_runner import (
     FakeRecord,
     ScriptRunner,
@@ -23,27 +21,6 @@ from tests.script_runner import (
 
 FINAL, CONFLICT, FOREIGN = list(Refusal)
 KEY = "partition:events:0"
-
-
-@pytest.fixture(scope="module", params=["system", "oldest"])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(executable=binary() if request.param == "system" else bundled_binary()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    client = server.client()
-    client.config_set("maxmemory", 0)
-    client.flushall()
-    return client
-
-
-@pytest.fixture
-def me(client: Any) -> ScriptRunner:
-    runner = ScriptRunner(client)
-    runner.claim()
-    return runner
 
 
 def order(client: Any, user: str = "u") -> list[int]:
