@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
 from eventproc import logs
@@ -20,7 +21,9 @@ from eventproc.store.ingest import Allowance, IngestStore
 
 #: For so long nobody else may try a request with the same Idempotency-Key; longer than any takes.
 _LEASE_SLACK_MS = 3000
-_LEAST_WAIT_MS = 100
+_LEAST_WAIT_MS = 200
+#: Of the time a request has, all its calls to Redis before produce get no more than this.
+REDIS_SHARE = 2 / 3
 
 _LETTERS: dict[str, State] = {"a": "accepted", "i": "invalid", "r": "rate_limited", "f": "failed"}
 _RATE_LIMITED = "rate limit exceeded"
@@ -92,27 +95,42 @@ class Acceptance:
         attempt = None
         tried = False
         try:
-            if sender.idempotency_key:
-                attempt = await self._claim(sender.idempotency_key, body, events)
-                if attempt is None:
-                    return
-            open = [event for event in events if not event.state]
-            allowed = await self._charge(open, sender.address, single)
+            async with self._redis_in_time():
+                if sender.idempotency_key:
+                    attempt = await self._claim(sender.idempotency_key, body, events)
+                    if attempt is None:
+                        return
+                open = [event for event in events if not event.state]
+                allowed = await self._charge(open, sender.address, single)
             tried = bool(allowed)
-            await self._publish(allowed, deadline_ms)
+            await self._publish(allowed, self._left_s(deadline_ms))
         except BaseException:
             if attempt is not None:
-                await asyncio.shield(self._settle(attempt, events, tried, answered=False))
+                settled = self._settle(attempt, events, tried, False, self._left_s(deadline_ms))
+                await asyncio.shield(settled)
             raise
         finally:
             self._publisher.release(count)
         failed = any(event.state == "failed" for event in events)
         if attempt is not None:
-            await self._settle(attempt, events, tried, answered=not failed)
+            await self._settle(attempt, events, tried, not failed, self._left_s(deadline_ms))
         if single and failed:
             raise unavailable(
                 f"event is not acknowledged: {events[0].error}", "not_acknowledged", eventId=events[0].id
             )
+
+    @asynccontextmanager
+    async def _redis_in_time(self) -> AsyncIterator[None]:
+        """Raises Refusal when calls that each were in time are not so together."""
+        timeout_s = self._timeout_ms * REDIS_SHARE / 1000
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError:
+            raise unavailable(f"Redis is away: it has taken more than {timeout_s:g} s", "redis") from None
+
+    def _left_s(self, deadline_ms: int) -> float:
+        return max(_LEAST_WAIT_MS, deadline_ms - self._clock.monotonic_ms()) / 1000
 
     # --- Idempotency-Key ------------------------------------------------------------------------------
 
@@ -150,14 +168,18 @@ class Acceptance:
                 event.state = state
                 event.error = _RATE_LIMITED if state == "rate_limited" else ""
 
-    async def _settle(self, attempt: _Attempt, events: list[Posted], tried: bool, answered: bool) -> None:
+    async def _settle(
+        self, attempt: _Attempt, events: list[Posted], tried: bool, answered: bool, timeout_s: float
+    ) -> None:
         """Tell Redis what came of the attempt. What it cannot be told, the lease's end will do."""
         states = "".join(event.state[:1] or "f" for event in events)
         how = "done" if answered else "drop" if attempt.first and not tried else "open"
         try:
-            await self._store.settle_key(attempt.key, attempt.token, how, states)  # type: ignore[arg-type]
-        except Transient as error:
-            self._rare.warning(logs.get(), "idempotency_key_not_settled", error=str(error))
+            async with asyncio.timeout(timeout_s):
+                await self._store.settle_key(attempt.key, attempt.token, how, states)  # type: ignore[arg-type]
+        except (Transient, TimeoutError) as error:
+            why = str(error) or "Redis did not answer in time"
+            self._rare.warning(logs.get(), "idempotency_key_not_settled", error=why)
 
     # --- quota and Kafka ------------------------------------------------------------------------------
 
@@ -192,11 +214,10 @@ class Acceptance:
                 resetAt=allowance.again_ms,
             )
 
-    async def _publish(self, events: list[Posted], deadline_ms: int) -> None:
+    async def _publish(self, events: list[Posted], timeout_s: float) -> None:
         if not events:
             return
-        left_ms = max(_LEAST_WAIT_MS, deadline_ms - self._clock.monotonic_ms())
-        reasons = await self._publisher.publish([event.record() for event in events], left_ms / 1000)
+        reasons = await self._publisher.publish([event.record() for event in events], timeout_s)
         for event, reason in zip(events, reasons, strict=True):
             event.state, event.error = ("failed", reason) if reason else ("accepted", "")
 

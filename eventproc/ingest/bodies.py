@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from eventproc.settings import Settings
 
 _DRAIN_BYTES = 8_388_608
 _DRAIN_SILENCE_S = 0.2
+_DRAIN_S = 2.0
 _JSON = b"application/json"
 
 
@@ -108,12 +110,15 @@ async def discard(scope: Scope, receive: Receive) -> None:
     """Read on for a moment before a refusal: to one who still sends, a closed connection would hide it."""
     if any(name == b"expect" for name, _ in scope["headers"]):
         return  # waits for our word before it sends
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_S):  # else one who trickles would be listened to for ever
+            await _until_silent(receive)
+
+
+async def _until_silent(receive: Receive) -> None:
     left = _DRAIN_BYTES
     while left > 0:
-        try:
-            message = await asyncio.wait_for(receive(), _DRAIN_SILENCE_S)
-        except TimeoutError:
-            return
+        message = await asyncio.wait_for(receive(), _DRAIN_SILENCE_S)
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return
         left -= len(message.get("body", b""))

@@ -19,7 +19,7 @@ from eventproc.broker.publisher import Publisher
 from eventproc.broker.topic_ends import TopicEnds
 from eventproc.clock import Clock, SystemClock
 from eventproc.errors import ConfigError
-from eventproc.ingest.acceptance import Acceptance
+from eventproc.ingest.acceptance import REDIS_SHARE, Acceptance
 from eventproc.ingest.api_keys import ApiKeys
 from eventproc.ingest.app import build_app
 from eventproc.ingest.bodies import BodyReader
@@ -34,8 +34,6 @@ from eventproc.settings import Settings
 from eventproc.store.check import check_redis
 from eventproc.store.ingest import IngestStore
 
-#: Of the time a request has, Redis gets no more than this.
-_REDIS_SHARE = 2 / 3
 _KEEP_ALIVE_S = 75
 
 
@@ -55,7 +53,7 @@ class Api:
         self.keys = ApiKeys(settings.api_keys_file)
         self._drain_s = float(settings.shutdown_timeout_s)
         self._store = IngestStore(
-            settings, min(settings.redis_timeout_ms, int(settings.api_timeout_ms * _REDIS_SHARE))
+            settings, min(settings.redis_timeout_ms, int(settings.api_timeout_ms * REDIS_SHARE))
         )
         self._publisher = Publisher(settings)
         self._ends = TopicEnds(settings, settings.api_timeout_ms, clock)
