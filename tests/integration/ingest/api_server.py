@@ -62,6 +62,7 @@ class ApiServer:
 
     def __init__(self, broker: BrokerUnderTest, server: RedisServer, folder: Path, **settings: Any) -> None:
         self.folder = folder
+        self.server = server
         self.redis: Any = server.client(decode_responses=True)
         self._chosen: dict[str, Any] = {
             "kafka_bootstrap_servers": broker.bootstrap,
@@ -211,9 +212,11 @@ class ApiServer:
         with TopicReader(self.settings) as reader:
             return list(reader.read(topic, ranges))
 
-    def ids(self) -> list[str]:
-        """Ids of all records, as their values have them."""
-        return [json.loads(record.value() or b"")["id"] for record in self.records()]
+    def ids(self, *users: str) -> list[str]:
+        """Ids of all records, or of these users', as their values have them."""
+        keys = [user.encode() for user in users]
+        found = [record for record in self.records() if not keys or record.key() in keys]
+        return [json.loads(record.value() or b"")["id"] for record in found]
 
 
 def read_all(sock: socket.socket) -> bytes:

@@ -18,14 +18,14 @@ from tests.integration.conftest import BrokerUnderTest
 from tests.integration.deployment import Deployment, event
 from tests.redis_server import RedisServer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("ingest_kafka")]
 
 USERS = 20
 EACH = 30
 
 
 @pytest.fixture
-def deployment(broker: BrokerUnderTest, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(kafka_broker: BrokerUnderTest, tmp_path: Path) -> Iterator[Deployment]:
     with RedisServer() as server:
         # however slow the machine is: nothing times out, and no gap closes while its events are still sent
         patient: dict[str, Any] = {
@@ -33,7 +33,7 @@ def deployment(broker: BrokerUnderTest, tmp_path: Path) -> Iterator[Deployment]:
             "api_timeout_ms": 30_000,
             "heartbeat_timeout_ms": 120_000,
         }
-        it = Deployment(broker, server, tmp_path, partitions=2, api_port=0, **patient)
+        it = Deployment(kafka_broker, server, tmp_path, partitions=2, api_port=0, **patient)
         yield it
         it.close()
 
@@ -73,27 +73,20 @@ def test_shuffled_posts_are_processed_in_order_and_each_once(deployment: Deploym
     _, limited = post(it, "/events/batch", {"events": [event("fast")] * 150})
     statuses = [result["status"] for result in limited["results"]]
     assert statuses == ["accepted"] * 100 + ["rate_limited"] * 50
+    restart(it)
+    pid = it.status()["supervisor"]["api"]["pid"]
     assert it.stop() == 0
+    assert not psutil.pid_exists(pid)
 
 
-def test_the_api_is_started_again_when_it_dies_and_ends_with_the_supervisor(
-    embedded_broker: BrokerUnderTest, tmp_path: Path
-) -> None:
-    with RedisServer() as server:
-        it = Deployment(embedded_broker, server, tmp_path, api_port=0)
-        try:
-            it.start("--api")
-            first = it.status()["supervisor"]["api"]
-            psutil.Process(first["pid"]).send_signal(signal.SIGKILL)
-            it.until(lambda: it.status()["supervisor"]["api"]["restarts"] == 1, "a restart")
-            it.until(lambda: it.status()["supervisor"]["api"]["pid"] not in (None, first["pid"]), "another")
-            it.until(lambda: reachable(it), "an accepted event")
-            pid = it.status()["supervisor"]["api"]["pid"]
-            assert it.stop() == 0
-            assert not psutil.pid_exists(pid)
-            assert "api died" in it.log()
-        finally:
-            it.close()
+def restart(it: Deployment) -> None:
+    """The API is started again when it dies, and ends with the supervisor."""
+    first = it.status()["supervisor"]["api"]["pid"]
+    psutil.Process(first).send_signal(signal.SIGKILL)
+    it.until(lambda: it.status()["supervisor"]["api"]["restarts"] == 1, "a restart")
+    it.until(lambda: it.status()["supervisor"]["api"]["pid"] not in (None, first), "another")
+    it.until(lambda: reachable(it), "an accepted event")
+    assert "api died" in it.log()
 
 
 def reachable(it: Deployment) -> bool:

@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,46 +16,76 @@ from eventproc.settings import Settings
 from eventproc.store.ingest import Allowance, Charge, IngestStore
 from tests.integration.conftest import BrokerUnderTest
 from tests.integration.ingest.api_server import ApiServer, event
-from tests.integration.ingest.conftest import StartApi
+from tests.integration.ingest.conftest import WINDOW_MS, StartApi
 from tests.integration.supervised import wait_for
 from tests.redis_server import RedisServer
 
-WINDOW_MS = 60_000  # so long that a slow machine does not let anything leave it
-
-
-@pytest.fixture
-def slow_window(start_api: StartApi, embedded_broker: BrokerUnderTest) -> ApiServer:
-    return start_api(embedded_broker, rate_window_ms=WINDOW_MS)
-
 
 class TestOverHttp:
-    def test_of_150_single_posts_at_once_100_are_accepted(self, slow_window: ApiServer) -> None:
-        answers = slow_window.at_once([event("a")] * 150)
+    def test_of_150_single_posts_at_once_100_are_accepted(self, shared_api: ApiServer, user: str) -> None:
+        answers = shared_api.at_once([event(user)] * 150)
         assert sorted(answer.status for answer in answers) == [202] * 100 + [429] * 50
-        assert slow_window.redis.zcard("rate:a") == 100
-        assert len(slow_window.records()) == 100
+        assert shared_api.redis.zcard(f"rate:{user}") == 100
+        assert len(shared_api.ids(user)) == 100
 
-    def test_of_a_batch_of_150_the_first_100_are_accepted(self, slow_window: ApiServer) -> None:
-        results = slow_window.results([event("a", id=f"e{n}") for n in range(150)])
+    def test_of_a_batch_of_150_the_first_100_are_accepted(self, shared_api: ApiServer, user: str) -> None:
+        ids = [f"{user}-{n}" for n in range(150)]
+        results = shared_api.results([event(user, id=id) for id in ids])
         assert [result["status"] for result in results] == ["accepted"] * 100 + ["rate_limited"] * 50
-        assert [result["eventId"] for result in results] == [f"e{n}" for n in range(150)]
-        assert sorted(slow_window.ids()) == sorted(f"e{n}" for n in range(100))
+        assert [result["eventId"] for result in results] == ids
+        assert shared_api.ids(user) == ids[:100]
 
-    def test_each_user_has_a_quota_of_its_own(self, slow_window: ApiServer) -> None:
-        events = [event(user) for _ in range(150) for user in ("a", "b", "c")]
-        results = slow_window.results(events)
+    def test_80_and_40_more_half_a_window_later_are_20_of_these(
+        self, shared_api: ApiServer, user: str
+    ) -> None:
+        assert {result["status"] for result in shared_api.results([event(user)] * 80)} == {"accepted"}
+        age(shared_api.redis, f"rate:{user}", WINDOW_MS * 500)
+        results = shared_api.results([event(user)] * 40)
+        assert [result["status"] for result in results] == ["accepted"] * 20 + ["rate_limited"] * 20
+        assert len(shared_api.ids(user)) == 100
+
+    def test_two_processes_keep_one_limit(
+        self,
+        shared_api: ApiServer,
+        user: str,
+        embedded_broker: BrokerUnderTest,
+        tmp_path: Path,
+    ) -> None:
+        settings = shared_api.settings
+        other = ApiServer(
+            embedded_broker,
+            shared_api.server,
+            tmp_path,
+            kafka_topic=settings.kafka_topic,
+            rate_window_ms=settings.rate_window_ms,
+            api_timeout_ms=settings.api_timeout_ms,
+        )
+        try:
+            other.start()
+            with ThreadPoolExecutor(2) as pool:
+                apis = (shared_api, other)
+                answers = pool.map(lambda api: api.at_once([event(user)] * 75), apis)
+                statuses = [answer.status for found in answers for answer in found]
+        finally:
+            other.close()
+        assert sorted(statuses) == [202] * 100 + [429] * 50
+        assert len(shared_api.ids(user)) == 100
+
+    def test_each_user_has_a_quota_of_its_own(self, shared_api: ApiServer, user: str) -> None:
+        events = [event(f"{user}-{name}") for _ in range(150) for name in "abc"]
+        results = shared_api.results(events)
         for offset in range(3):
             statuses = [result["status"] for result in results[offset::3]]
             assert statuses == ["accepted"] * 100 + ["rate_limited"] * 50
 
-    def test_an_invalid_event_uses_no_quota(self, slow_window: ApiServer) -> None:
-        slow_window.results([event("a", payload=7)] * 100)
-        assert slow_window.redis.keys("rate:*") == []
+    def test_an_invalid_event_uses_no_quota(self, shared_api: ApiServer, user: str) -> None:
+        shared_api.results([event(user, payload=7)] * 100)
+        assert not shared_api.redis.exists(f"rate:{user}")
 
-    def test_a_refusal_tells_when_there_is_room_again(self, slow_window: ApiServer) -> None:
-        slow_window.results([event("a")] * 100)
-        ((_, first_us),) = slow_window.redis.zrange("rate:a", 0, 0, withscores=True)
-        answer = slow_window.post(event("a"))
+    def test_a_refusal_tells_when_there_is_room_again(self, shared_api: ApiServer, user: str) -> None:
+        shared_api.results([event(user)] * 100)
+        ((_, first_us),) = shared_api.redis.zrange(f"rate:{user}", 0, 0, withscores=True)
+        answer = shared_api.post(event(user))
         assert answer.status == 429
         assert answer.json == {
             "error": "rate limit exceeded",
@@ -91,11 +123,17 @@ class TestOverHttp:
         statuses = [api.post(event("a"), X_Forwarded_For=f"1.1.1.{n}").status for n in range(3)]
         assert statuses == [202, 202, 429]
 
-    def test_a_key_of_the_wrong_type_fails_its_user_alone(self, slow_window: ApiServer) -> None:
-        slow_window.redis.set("rate:a", "mine")
-        first, second = slow_window.results([event("a"), event("b")])
+    def test_a_key_of_the_wrong_type_fails_its_user_alone(self, shared_api: ApiServer, user: str) -> None:
+        shared_api.redis.set(f"rate:{user}", "mine")
+        first, second = shared_api.results([event(user), event(f"{user}-b")])
         assert (first["status"], second["status"]) == ("failed", "accepted")
-        assert slow_window.post(event("a")).status == 503
+        assert shared_api.post(event(user)).status == 503
+
+
+def age(client: Any, key: str, by_us: int) -> None:
+    """As if all that is in the log had happened so much earlier."""
+    for member, score in client.zrange(key, 0, -1, withscores=True):
+        client.zadd(key, {member: score - by_us})
 
 
 class Log:
@@ -116,9 +154,7 @@ class Log:
         return asyncio.run(main())
 
     def age(self, key: str, by_us: int) -> None:
-        """As if all that is in the log had happened so much earlier."""
-        for member, score in self.client.zrange(key, 0, -1, withscores=True):
-            self.client.zadd(key, {member: score - by_us})
+        age(self.client, key, by_us)
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 import pytest
 
-from eventproc.broker.embedded import EmbeddedBroker
 from tests.integration.conftest import BrokerUnderTest
 from tests.integration.ingest.api_server import Answer, ApiServer, event
-from tests.integration.ingest.conftest import StartApi
+from tests.integration.ingest.conftest import OwnBroker, StartApi
 from tests.integration.supervised import wait_for
 from tests.kafka_server import KafkaServer
 from tests.redis_server import RedisServer
@@ -52,40 +52,6 @@ def recovers(api: ApiServer) -> None:
     assert api.batch([event()]).status == 202
 
 
-class OwnBroker:
-    """An embedded broker of the test's own, to be stopped in its tracks."""
-
-    def __init__(self) -> None:
-        self.embedded = EmbeddedBroker({})
-
-    def __enter__(self) -> OwnBroker:
-        self.embedded.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.thaw()
-        self.embedded.stop()
-
-    def freeze(self) -> None:
-        os.kill(self.embedded.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self.embedded.pid, signal.SIGCONT)
-
-    @property
-    def under_test(self) -> BrokerUnderTest:
-        it = self.embedded
-        return BrokerUnderTest(
-            "embedded", it.bootstrap_servers, it.create_topic, kafka_config=it.client_config
-        )
-
-
-@pytest.fixture
-def own_broker() -> Iterator[OwnBroker]:
-    with OwnBroker() as broker:
-        yield broker
-
-
 # --- Redis ------------------------------------------------------------------------------------------
 
 
@@ -114,13 +80,10 @@ def test_redis_dies_and_comes_back(
     recovers(api)
 
 
-def test_redis_forgets_its_scripts(
-    start_api: StartApi, embedded_broker: BrokerUnderTest, redis_server: RedisServer
-) -> None:
-    api = start_api(embedded_broker)
+def test_redis_forgets_its_scripts(shared_api: ApiServer, user: str) -> None:
     for _ in range(3):
-        api.redis.script_flush()
-        assert api.post(event(), Idempotency_Key="k").status == 202
+        shared_api.redis.script_flush()
+        assert shared_api.post(event(user), Idempotency_Key=user).status == 202
 
 
 def test_redis_refuses_writes(
@@ -140,47 +103,46 @@ def test_redis_refuses_writes(
 
 def test_kafka_stands_still_and_goes_on(start_api: StartApi, own_broker: OwnBroker) -> None:
     api = start_api(own_broker.under_test)
+    batch = [event(id="a"), {}, event(id="b")]
     own_broker.freeze()
-    first = timed(lambda: api.post(event(id="mine")))
-    assert (first.status, first.json["eventId"]) == (503, "mine")
-    assert "not acknowledged" in first.error
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(timed, lambda: api.post(event(id="mine")))
+        many = pool.submit(timed, lambda: api.batch(batch, Idempotency_Key="k"))
+        answer = one.result()
+        assert (answer.status, answer.json["eventId"]) == (503, "mine")
+        assert "not acknowledged" in answer.error
+        states = [(result["eventId"], result["status"]) for result in many.result().json["results"]]
+        assert states == [("a", "failed"), (None, "invalid"), ("b", "failed")]
+        assert "not acknowledged" in many.result().json["results"][0]["error"]
     is_refused(api, "Kafka")
     assert api.metric("kafka_up") == 0
     own_broker.thaw()
     recovers(api)
     assert api.post(event(id="mine")).status == 202
-    assert 1 <= api.ids().count("mine") <= 2
-
-
-def test_a_batch_that_kafka_does_not_acknowledge_is_told_so_event_by_event(
-    start_api: StartApi, own_broker: OwnBroker
-) -> None:
-    api = start_api(own_broker.under_test)
-    own_broker.freeze()
-    answer = timed(lambda: api.batch([event(id="a"), {}, event(id="b")], Idempotency_Key="k"))
-    assert answer.status == 202
-    states = [(result["eventId"], result["status"]) for result in answer.json["results"]]
-    assert states == [("a", "failed"), (None, "invalid"), ("b", "failed")]
-    assert "not acknowledged" in answer.json["results"][0]["error"]
-    own_broker.thaw()
-    recovers(api)
-    again = api.batch([event(id="a"), {}, event(id="b")], Idempotency_Key="k")
-    assert [result["status"] for result in again.json["results"]] == ["accepted", "invalid", "accepted"]
-    counts = [api.ids().count(id) for id in ("a", "b")]
+    again = api.results(batch, Idempotency_Key="k")
+    assert [result["status"] for result in again] == ["accepted", "invalid", "accepted"]
+    counts = [api.ids().count(id) for id in ("a", "b", "mine")]
     assert all(1 <= count <= 2 for count in counts), counts
 
 
-def test_a_real_kafka_is_stopped_and_started(
+@pytest.mark.xdist_group("ingest_kafka")
+def test_a_real_kafka_dies_between_produce_and_acknowledgement(
     start_api: StartApi, kafka_broker: BrokerUnderTest, kafka_server: KafkaServer
 ) -> None:
     api = start_api(kafka_broker)
-    assert api.post(event()).status == 202
-    kafka_server.stop()
+    events = [event(id="a"), event(id="b")]
+    kafka_server.pause()
     try:
-        is_refused(api, "Kafka")
+        answer = timed(lambda: api.batch(events, Idempotency_Key="k"))
+        assert [result["status"] for result in answer.json["results"]] == ["failed"] * 2
     finally:
-        kafka_server.start()
+        kafka_server.kill()
+    is_refused(api, "Kafka")
+    kafka_server.start()
     recovers(api)
+    assert [result["status"] for result in api.results(events, Idempotency_Key="k")] == ["accepted"] * 2
+    counts = [api.ids().count(id) for id in ("a", "b")]
+    assert all(1 <= count <= 2 for count in counts), counts
 
 
 def test_exactly_the_events_that_kafka_refuses_have_failed(
@@ -221,15 +183,40 @@ def test_a_full_queue_is_refused_before_anything_is_produced(
 # --- who hangs up, and the end ----------------------------------------------------------------------
 
 
-def test_the_event_of_a_client_that_hangs_up_is_not_lost(
-    start_api: StartApi, embedded_broker: BrokerUnderTest
-) -> None:
-    api = start_api(embedded_broker)
-    body = json.dumps(event(id="mine")).encode()
-    with api.connect() as sock:
+def test_the_event_of_a_client_that_hangs_up_is_not_lost(shared_api: ApiServer, user: str) -> None:
+    body = json.dumps(event(user, id="mine")).encode()
+    with shared_api.connect() as sock:
         sock.sendall(b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-    wait_for(lambda: api.ids() == ["mine"], 10, "the event")
-    assert api.post(event()).status == 202
+    wait_for(lambda: shared_api.ids(user) == ["mine"], 10, "the event")
+    assert shared_api.post(event(user)).status == 202
+
+
+def test_the_api_killed_between_produce_and_answer_publishes_the_same_ids_again(
+    start_api: StartApi, own_broker: OwnBroker
+) -> None:
+    api = start_api(own_broker.under_test, api_timeout_ms=20_000)
+    events = [event("a"), event("b")]
+    own_broker.freeze()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(api.batch, events, Idempotency_Key="k")
+        wait_for(lambda: api.metric("queued") == 2, 10, "both events in Kafka's queue")
+        api.signal(signal.SIGKILL)
+        api.ends()
+        assert isinstance(waiting.exception(), (OSError, HTTPException))
+    own_broker.thaw()
+    (key,) = api.redis.keys("idempotency:*")
+    ids = api.redis.hget(key, "ids").split("\n")
+    api.start()
+    busy = api.batch(events, Idempotency_Key="k")
+    assert (busy.status, busy.error) == (409, "the first request with this Idempotency-Key is under way")
+    assert int(busy.headers["retry-after"]) >= 1
+    api.redis.hset(key, "lease", 1)  # its end is waited for elsewhere
+    for _ in range(2):
+        results = api.results(events, Idempotency_Key="k")
+        assert results == [{"eventId": id, "status": "accepted"} for id in ids]
+    counts = Counter(api.ids())
+    assert counts.keys() == set(ids)
+    assert all(count <= 2 for count in counts.values()), counts
 
 
 def test_a_drain_answers_what_is_under_way_and_flushes(start_api: StartApi, own_broker: OwnBroker) -> None:
@@ -272,9 +259,9 @@ def listens(api: ApiServer) -> bool:
 
 
 def test_too_many_records_that_are_not_final_are_refused_until_they_are_fewer(
-    start_api: StartApi, broker: BrokerUnderTest
+    start_api: StartApi, embedded_broker: BrokerUnderTest
 ) -> None:
-    api = start_api(broker, max_lag=10)
+    api = start_api(embedded_broker, max_lag=10)
     assert [result["status"] for result in api.results([event(f"u{n}") for n in range(10)])] == [
         "accepted"
     ] * 10

@@ -35,16 +35,12 @@ def test_an_accepted_event_is_in_kafka_as_the_contract_has_it(
 
 
 def test_a_batch_is_answered_in_input_order_and_keeps_each_users_order(
-    start_api: StartApi, broker: BrokerUnderTest
+    shared_api: ApiServer, user: str
 ) -> None:
-    api = start_api(broker)
-    events = [event(f"u-{n % 7}", id=f"e{n}", payload={"seq": n // 7 + 1}) for n in range(500)]
-    assert api.results(events) == [{"eventId": f"e{n}", "status": "accepted"} for n in range(500)]
-    values = [json.loads(record.value() or b"") for record in api.records()]
-    assert len(values) == 500
-    for user in {value["userId"] for value in values}:
-        seqs = [value["payload"]["seq"] for value in values if value["userId"] == user]
-        assert seqs == sorted(seqs)
+    events = [event(f"{user}-{n % 7}", id=f"{user}-e{n}") for n in range(500)]
+    assert shared_api.results(events) == [{"eventId": one["id"], "status": "accepted"} for one in events]
+    for number in range(7):
+        assert shared_api.ids(f"{user}-{number}") == [one["id"] for one in events[number::7]]
 
 
 class TestIds:
@@ -59,15 +55,12 @@ class TestIds:
         assert len({result["eventId"] for result in results}) == 1000
 
 
-@pytest.mark.parametrize("payload", [{}, {"payload": None}, {"payload": {}}], ids=str)
-def test_a_missing_payload_is_an_empty_one(shared_api: ApiServer, payload: dict[str, object]) -> None:
-    id = f"payload-{len(str(payload))}"
-    assert shared_api.post(event("payload", id=id, **payload)).status == 202
-    (value,) = [
-        json.loads(r.value() or b"") for r in shared_api.records() if f'"{id}"'.encode() in (r.value() or b"")
-    ]
-    assert value["payload"] == {}
-    assert isinstance(value["timestamp"], int)
+def test_a_missing_payload_is_an_empty_one(shared_api: ApiServer, user: str) -> None:
+    shared_api.results([event(user), event(user, payload=None), event(user, payload={})])
+    values = [json.loads(record.value() or b"") for record in shared_api.records()]
+    found = [value for value in values if value["userId"] == user]
+    assert [value["payload"] for value in found] == [{}] * 3
+    assert all(isinstance(value["timestamp"], int) for value in found)
 
 
 INVALID = [
@@ -96,17 +89,26 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("body", "error"), INVALID, ids=[error for _, error in INVALID])
-def test_what_is_invalid_is_told_by_field_and_rule_and_reaches_no_kafka(
-    shared_api: ApiServer, body: object, error: str
+def test_what_is_invalid_is_told_by_field_and_rule(
+    shared_api: ApiServer, user: str, body: object, error: str
 ) -> None:
-    before = len(shared_api.records())
     answer = shared_api.post(body)
     assert answer.status == 400
     assert error in answer.error
-    good, bad, last = shared_api.results([event("good"), body, event("good")])
+    good, bad, last = shared_api.results([event(user), body, event(user)])
     assert (good["status"], last["status"]) == ("accepted", "accepted")
     assert (bad["eventId"], bad["status"]) == (None, "invalid")
     assert error in bad["error"]
+
+
+def test_nothing_that_is_invalid_reaches_kafka(shared_api: ApiServer, user: str) -> None:
+    before = len(shared_api.records())
+    bodies = [body for body, error in INVALID if "max_event_bytes" not in error]
+    for body in bodies:
+        assert shared_api.post(body).status == 400
+    results = shared_api.results([event(user), *bodies, event(user)])
+    assert [result["status"] for result in results[1:-1]] == ["invalid"] * len(bodies)
+    assert len(shared_api.ids(user)) == 2
     assert len(shared_api.records()) == before + 2
 
 
