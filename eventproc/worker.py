@@ -457,6 +457,7 @@ class Worker:
             self._tasks.begin(request.entries)
             return
         ownership = self.pipeline.ownership
+        self._channel.flush()  # Redis is to work while the handler does
         begun_ms = self._clock.monotonic_ms()
         self._keeper.begin(ownership.epoch, ownership.owner, request.entries)
         outcomes = self._runner.run(request.entries)
