@@ -99,7 +99,8 @@ class MonitorChild:
 
     async def _live(self) -> tuple[int, int, str]:
         """One life: exit code, how long it served in ms, its last words."""
-        process = await child.spawn(self._command, self._spec.dump(), (self._board.fd,), capture=True)
+        process = await child.spawn(self._command, (self._board.fd,), capture=True)
+        await child.tell(process, self._spec.dump())
         self._process = process
         if self._stopping:
             child.send(process, signal.SIGTERM)

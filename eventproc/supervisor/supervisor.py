@@ -24,6 +24,7 @@ from eventproc.supervisor.control import Answers, ControlServer
 from eventproc.supervisor.monitor_child import MONITOR, MonitorChild
 from eventproc.supervisor.preparation import Embed, Server, error_of
 from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
+from eventproc.supervisor.spare_worker import SpareWorker
 from eventproc.supervisor.worker_slot import WorkerSlot
 
 WORKER = (sys.executable, "-m", "eventproc.tied", "eventproc.worker")
@@ -69,6 +70,7 @@ class Supervisor:
         self._started_ms = self._clock.monotonic_ms()
         self._servers: dict[str, Server] = {}
         self._slots: list[WorkerSlot] = []
+        self._spare: SpareWorker | None = None
         self._monitor: MonitorChild | None = None
         self._board: Board | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -131,6 +133,7 @@ class Supervisor:
     def _start_children(self, partitions: list[int], count: int) -> None:
         settings, clock, random = self._settings, self._clock, self._random
         self._board = board = Board.create(len(partitions))
+        self._spare = spare = SpareWorker(self._programs.worker, board.fd)
         self._slots = [
             WorkerSlot(
                 partition,
@@ -138,7 +141,7 @@ class Supervisor:
                 index,
                 board,
                 settings,
-                self._programs.worker,
+                spare,
                 self._identity,
                 self._takeover,
                 self._fail,
@@ -171,6 +174,8 @@ class Supervisor:
             monitor = self._monitor
             if not self._ready and monitor and monitor.url and all(slot.owned for slot in self._slots):
                 self._ready = True
+                if self._spare is not None and self._settings.spare_worker:
+                    self._spawn(self._spare.keep())
                 self._log.info("ready", partitions=len(self._slots), monitor=monitor.url)
             await asyncio.sleep(_TICK_S)
 
@@ -245,6 +250,8 @@ class Supervisor:
 
     async def _shut_down(self) -> None:
         """Drain the workers, all at once, then end the monitor."""
+        if self._spare is not None:
+            self._spare.stop()
         timeout_s = self._settings.shutdown_timeout_s
         await asyncio.gather(*(slot.drain(timeout_s, for_good=True) for slot in self._slots))
         if self._monitor is not None:
@@ -257,6 +264,8 @@ class Supervisor:
         """No child outlives this."""
         for slot in self._slots:
             slot.kill()
+        if self._spare is not None:
+            self._spare.stop()
         if self._monitor is not None:
             self._monitor.kill()
         if self._tasks:
