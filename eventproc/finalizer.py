@@ -261,6 +261,9 @@ class Finalizer:
     def _refuse(self, entry: Entry, why: Refusal, written: Written) -> None:
         """Another worker made the id final meanwhile."""
         written.freed.append(entry)
+        if why == Refusal.FINAL and entry.offset < self.acked_floor:  # Redis knows that it is processed
+            self._meter.inc("events", 1, "duplicate")
+            return
         self._settler.hold(entry)
         if why == Refusal.FINAL:
             written.final.append(entry)

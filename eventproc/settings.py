@@ -7,8 +7,15 @@ import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from eventproc.errors import ConfigError
 
@@ -41,10 +48,10 @@ NonNegativeInt = Annotated[Int, Field(ge=0, le=MOST)]
 Port = Annotated[Int, Field(ge=0, le=65535)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings of workers, supervisor, monitor, API and commands (CONTRACT section 8)."""
 
-    model_config = SettingsConfigDict(env_prefix="EVENTPROC_", frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Kafka
     kafka_bootstrap_servers: str = Field(
@@ -55,7 +62,7 @@ class Settings(BaseSettings):
     kafka_group_id: str = Field(
         default="event-processors", description="consumer group whose offsets are committed"
     )
-    kafka_config: Annotated[dict[str, str], NoDecode] = Field(
+    kafka_config: dict[str, str] = Field(
         default_factory=dict,
         repr=False,  # may hold sasl.password
         description="extra librdkafka properties for every Kafka client; JSON, or a table in the file",
@@ -196,6 +203,10 @@ class Settings(BaseSettings):
     )
     restart_budget: PositiveInt = Field(
         default=10, description="restarts in a row before a partition waits restart_backoff_max_ms each time"
+    )
+    spare_worker: bool = Field(
+        default=True,
+        description="keep a started worker process in reserve (about 50 MiB): a restart takes a second less",
     )
     worker_memory_max_bytes: Annotated[Int, Field(ge=0, le=2**50)] = Field(
         default=0, description="memory that a worker may allocate, bytes (Linux); 0: no limit"

@@ -41,12 +41,12 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: str | Path | N
         for key, name in in_environment.items()
         if not _is_setting(key) and not _is_other(name.upper())
     ]
-    known = {key: value for key, value in in_file.items() if _is_setting(key) and key not in in_environment}
+    known = {key: value for key, value in in_file.items() if _is_setting(key)}
+    told = {key: os.environ[name] for key, name in in_environment.items() if _is_setting(key)}
     try:
-        settings = Settings(**(known | flags))
+        settings = Settings(**(known | told | flags))
     except ValidationError as error:
-        sources = {key: str(path) for key in known}
-        sources |= in_environment
+        sources = dict.fromkeys(known, str(path)) | in_environment
         sources |= {key: flag_name(key) for key in flags}
         problems += _problems(error, sources)
     else:

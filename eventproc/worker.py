@@ -139,6 +139,7 @@ class Worker:
         self._looped_ms = 0
         self._handlers_ms = 0  # time spent in handlers so far
         self._commits = -1
+        self._redis_errors = self._kafka_errors = 0  # counted so far
 
     def stop(self) -> None:
         """Ask for a drain; may be called by a signal handler, sets a flag only."""
@@ -457,6 +458,7 @@ class Worker:
             self._tasks.begin(request.entries)
             return
         ownership = self.pipeline.ownership
+        self._channel.flush()  # Redis is to work while the handler does
         begun_ms = self._clock.monotonic_ms()
         self._keeper.begin(ownership.epoch, ownership.owner, request.entries)
         outcomes = self._runner.run(request.entries)
@@ -549,6 +551,9 @@ class Worker:
 
     def _publish_trouble(self) -> None:
         page, channel, consumer = self._page, self._channel, self._consumer
+        page.inc("redis_errors", channel.errors - self._redis_errors)
+        page.inc("kafka_errors", consumer.errors - self._kafka_errors)
+        self._redis_errors, self._kafka_errors = channel.errors, consumer.errors
         page.set("redis_down", int(not channel.up and channel.outages > 0))
         page.set("kafka_down", int(consumer.down))
         if not channel.up and channel.outages:

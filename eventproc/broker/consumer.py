@@ -74,6 +74,7 @@ class PartitionConsumer:
         self.position = -1
         self.committed = -1
         self.down = False
+        self.errors = 0  # so far
         self.last_error = ""
         self._settings = settings
         self._topic = settings.kafka_topic
@@ -258,7 +259,9 @@ class PartitionConsumer:
                 offset = message.offset()
                 if offset is not None and offset > self.position:
                     self.position = offset
-            elif error.code() in _OUT_OF_RANGE:
+                continue
+            self.errors += 1
+            if error.code() in _OUT_OF_RANGE:
                 self._out_of_range(error)
             elif error.fatal():
                 self._fatal = error
@@ -296,6 +299,7 @@ class PartitionConsumer:
         try:
             self._consumer.commit(offsets=[target], asynchronous=True)
         except KafkaException as error:
+            self.errors += 1
             self._commit_failed = True
             self.last_error = kafka_error(error).str()
         else:
@@ -307,12 +311,14 @@ class PartitionConsumer:
         if failure is None:
             self.committed = self._sent
         else:
+            self.errors += 1
             self._commit_failed = True
             self.last_error = f"commit of {self._sent}: {failure.str()}"
         self._sent = -1
 
     def _on_error(self, error: KafkaError) -> None:
         """Called inside consume(): sets fields, never raises."""
+        self.errors += 1
         if error.fatal():
             self._fatal = error
         elif is_away(error):

@@ -61,8 +61,8 @@ class Channel:
     """Submits store requests to Redis in order and hands out their replies in the same order.
 
     `up` tells whether the last thing that happened was an answer; `down_since_ms` (monotonic, -1 when up),
-    `outages` (how often it went down) and `last_error` (never with a password) are for status and for
-    timers that must not count an outage. Not thread-safe.
+    `outages` (how often it went down), `errors` (how often trying failed) and `last_error` (never with a
+    password) are for status and for timers that must not count an outage. Not thread-safe.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Channel:
     ) -> None:
         self.scripts = ScriptSet(settings, topic, partition)
         self.outages = 0
+        self.errors = 0
         self.last_error = ""
         self._settings = settings
         self._clock = clock
@@ -204,6 +205,7 @@ class Channel:
         return self._clock.monotonic_ms() >= self._retry_at_ms
 
     def _went_down(self, error: str, *, reconnect: bool) -> None:
+        self.errors += 1
         self.last_error = error
         now_ms = self._clock.monotonic_ms()
         if self._down_since_ms < 0:

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 
 async def spawn(
-    command: Sequence[str], line: bytes, pass_fds: Sequence[int] = (), capture: bool = False
+    command: Sequence[str], pass_fds: Sequence[int] = (), capture: bool = False
 ) -> asyncio.subprocess.Process:
-    """Start `command`, write `line` to its standard input and close it.
+    """Start `command`; it waits for what `tell` tells it.
 
     A session of its own, so that Ctrl-C in a terminal reaches the supervisor alone. `capture`: its
     output comes through pipes, else standard error is shared. Must run in the main thread: children that
     die with their parent go by its thread.
     """
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE if capture else asyncio.subprocess.DEVNULL,
@@ -25,12 +25,15 @@ async def spawn(
         pass_fds=pass_fds,
         start_new_session=True,
     )
+
+
+async def tell(process: asyncio.subprocess.Process, line: bytes) -> None:
+    """Write `line` to its standard input and close it."""
     assert process.stdin is not None
     with contextlib.suppress(ConnectionError):  # it died before it had read; its exit code tells
         process.stdin.write(line)
         await process.stdin.drain()
     process.stdin.close()
-    return process
 
 
 def send(process: asyncio.subprocess.Process, sig: signal.Signals) -> None:

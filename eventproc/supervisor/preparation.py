@@ -75,7 +75,8 @@ async def preflight(settings: Settings, supervisor: str, command: Sequence[str] 
 
     Raises the error that the preflight found. When cancelled, the process is killed.
     """
-    process = await child.spawn(command, PreflightSpec(settings.revealed(), supervisor).dump(), capture=True)
+    process = await child.spawn(command, capture=True)
+    await child.tell(process, PreflightSpec(settings.revealed(), supervisor).dump())
     try:
         output, errors = await asyncio.wait_for(process.communicate(), _PREFLIGHT_TIMEOUT_S)
     except TimeoutError:

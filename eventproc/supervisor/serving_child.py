@@ -104,7 +104,8 @@ class ServingChild:
 
     async def _live(self) -> tuple[int, int, str]:
         """One life: exit code, how long it served in ms, its last words."""
-        process = await child.spawn(self._command, self._order, self._fds, capture=True)
+        process = await child.spawn(self._command, self._fds, capture=True)
+        await child.tell(process, self._order)
         self._process = process
         if self._stopping:
             child.send(process, signal.SIGTERM)

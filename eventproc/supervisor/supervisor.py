@@ -24,6 +24,7 @@ from eventproc.supervisor.control import Answers, ControlServer
 from eventproc.supervisor.preparation import Embed, Server, error_of
 from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
 from eventproc.supervisor.serving_child import API, MONITOR, ServingChild
+from eventproc.supervisor.spare_worker import SpareWorker
 from eventproc.supervisor.worker_slot import WorkerSlot
 
 WORKER = (sys.executable, "-m", "eventproc.tied", "eventproc.worker")
@@ -73,6 +74,7 @@ class Supervisor:
         self._started_ms = self._clock.monotonic_ms()
         self._servers: dict[str, Server] = {}
         self._slots: list[WorkerSlot] = []
+        self._spare: SpareWorker | None = None
         self._monitor: ServingChild | None = None
         self._api: ServingChild | None = None
         self._board: Board | None = None
@@ -138,6 +140,7 @@ class Supervisor:
     def _start_children(self, partitions: list[int], count: int) -> None:
         settings, clock, random = self._settings, self._clock, self._random
         self._board = board = Board.create(len(partitions))
+        self._spare = spare = SpareWorker(self._programs.worker, board.fd)
         self._slots = [
             WorkerSlot(
                 partition,
@@ -145,7 +148,7 @@ class Supervisor:
                 index,
                 board,
                 settings,
-                self._programs.worker,
+                spare,
                 self._identity,
                 self._takeover,
                 self._fail,
@@ -184,6 +187,8 @@ class Supervisor:
                     self._log.warning("standing by", partition=slot.partition, reason=slot.page.state_reason)
             if not self._ready and all(slot.owned for slot in self._slots) and all(self._urls().values()):
                 self._ready = True
+                if self._spare is not None and self._settings.spare_worker:
+                    self._spawn(self._spare.keep())
                 self._log.info("ready", partitions=len(self._slots), **self._urls())
             await asyncio.sleep(_TICK_S)
 
@@ -263,6 +268,8 @@ class Supervisor:
 
     async def _shut_down(self) -> None:
         """Let the API answer what it has, then drain the workers, all at once, then end the monitor."""
+        if self._spare is not None:
+            self._spare.stop()
         timeout_s = self._settings.shutdown_timeout_s
         if self._api is not None:
             await self._api.stop()
@@ -277,6 +284,8 @@ class Supervisor:
         """No child outlives this."""
         for slot in self._slots:
             slot.kill()
+        if self._spare is not None:
+            self._spare.stop()
         for child in (self._monitor, self._api):
             if child is not None:
                 child.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -16,6 +16,7 @@ from eventproc.settings import Settings
 from eventproc.spawn import WorkerSpec
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
+from eventproc.supervisor.spare_worker import SpareWorker
 from eventproc.supervisor.watch import Rate, Watch, final_events
 
 #: Exit codes of a worker that it is no use to start again.
@@ -40,7 +41,7 @@ class WorkerSlot:
         index: int,
         board: Board,
         settings: Settings,
-        command: Sequence[str],
+        spare: SpareWorker,
         supervisor: str,
         takeover: bool,
         fail: Callable[[int, str], None],
@@ -56,7 +57,7 @@ class WorkerSlot:
         self._index = index
         self._board = board
         self._settings = settings
-        self._command = command
+        self._spare = spare
         self._supervisor = supervisor
         self._takeover = takeover
         self._fail = fail
@@ -185,7 +186,7 @@ class WorkerSlot:
         self._error_at_start = page.last_error
         settings = self._settings
         watch = Watch(page, settings.heartbeat_timeout_ms, settings.handler_timeout_ms, now_ms)
-        process = await child.spawn(self._command, self._spec().dump(), pass_fds=(self._board.fd,))
+        process = await self._spare.start(self._spec().dump())
         self._process, self._started_ms, self._draining = process, now_ms, False
         self._starts += 1
         if self._stopping:  # asked for while it was being spawned

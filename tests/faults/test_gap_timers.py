@@ -107,15 +107,18 @@ def test_a_redis_that_does_not_answer(embedded_broker: BrokerUnderTest, deploy: 
 
 
 def test_a_worker_that_does_not_read(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
-    """The handler is behind, so reading is paused for longer than the timeout."""
-    it = deploy(embedded_broker, gap_timeout_ms=GAP_TIMEOUT_MS, handler=PACED, batch_max=2)
+    """The handler is behind, so reading is paused for longer than the timeout.
+
+    A pause counts only after a second of it, which must be over well before the timeout is.
+    """
+    it = deploy(embedded_broker, gap_timeout_ms=4000, handler=PACED, batch_max=2)
     it.pace(0)
     it.start()
     parked(it)
     it.pace(200)
-    it.send(*(event(f"slow{number}", 1) for number in range(40)))
+    it.send(*(event(f"slow{number}", 1) for number in range(60)))
     it.until(lambda: it.worker()["state"] == "paused", "the pause")
-    pause(3)
+    pause(6)
     assert it.worker()["state"] == "paused"
     it.send(event("u", 2))
     it.pace(0)

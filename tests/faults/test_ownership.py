@@ -224,6 +224,8 @@ def test_a_redis_that_is_killed_and_keeps_its_data_is_waited_for(
     it.server.kill()
     it.until(lambda: all(w["state"] == "paused" for w in it.status()["workers"]), "the workers wait")
     assert all(w["last_error"].startswith("Redis") for w in it.status()["workers"])
+    assert it.metric("redis_errors_total") >= 2
+    assert it.metric("kafka_errors_total") == 0
     it.server.start()
     it.pace(0)
     it.idle()
@@ -267,6 +269,8 @@ def test_a_killed_kafka_is_waited_for_and_makes_no_false_gap(
     kafka_broker.kafka.kill()
     it.until(lambda: all(w["state"] == "paused" for w in it.status()["workers"]), "the workers wait")
     assert all(w["last_error"].startswith("Kafka") for w in it.status()["workers"])
+    assert it.metric("kafka_errors_total") >= 2
+    assert it.metric("redis_errors_total") == 0
     pause(3.5)  # longer than the gap timeout
     kafka_broker.kafka.start()
     it.pace(0)

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 BUILT = (".*", "*.egg-info", "__pycache__", "build", "dist", "*.so", "*.c", "*.html")
 TIMEOUT_S = 600
 
-pytestmark = pytest.mark.timeout(1200)  # two environments are made and packages fetched
+# two environments are made and packages fetched, once for all of them
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("wheel")]
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:

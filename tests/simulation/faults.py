@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from eventproc.effects import Finalized
 from tests.simulation.judge import Violation
 from tests.simulation.memory_store import MemoryStore
 from tests.simulation.workload import Document
@@ -131,7 +132,10 @@ def flush(world: World, worker: SimulatedWorker) -> None:
     world.store.flush()
     world.snapshots.clear()
     world.restore_in = 0
-    floors = [w.pipeline.acked_floor for w in (world.worker, *world.others)]
+    floors = []
+    for w in (world.worker, *world.others):  # what they know to be acknowledged, or are about to learn
+        floors.append(w.pipeline.acked_floor)
+        floors += [reply.floor for _, _, reply in w.replies if isinstance(reply, Finalized)]
     world.forgiven = max(
         *floors, stored, world.offered, world.committed, world.judge.checked_floor, world.forgiven
     )

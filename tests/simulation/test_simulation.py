@@ -59,6 +59,7 @@ def test_every_transition_is_reached(played: Part) -> None:
     assert unnamed(played.counts) == []
 
 
+@all_seeds
 @pytest.mark.timeout(1800)
 def test_async_handlers_run_in_a_third_of_all(played: Part) -> None:
     assert played.counts["async"] >= SEEDS // 5

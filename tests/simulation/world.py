@@ -32,7 +32,7 @@ LEASE_MS = 3_000
 TICKS_MS = (1, 3, 10, 60)
 REST_TURNS = 30_000
 #: How many events a history has, and how often: many short ones, and a few in which much piles up.
-SIZES = ((0.70, (8, 28)), (0.92, (29, 70)), (0.99, (71, 180)), (1.0, (300, 600)))
+SIZES = ((0.75, (6, 22)), (0.94, (23, 60)), (0.995, (61, 150)), (1.0, (300, 600)))
 
 
 class FakeClock:

@@ -276,3 +276,18 @@ def test_an_id_whose_lock_ran_out_and_that_became_final_while_its_handler_ran_is
     assert driver.produced == [0]
     assert driver.order("u") == [2]
     assert driver.floor_stored() == 2
+
+
+def test_the_floor_stays_above_what_another_worker_has_processed_while_its_handler_ran() -> None:
+    """Redis has seen that it is processed, and has let the floor pass: it does not come down again."""
+    driver = Driver(locking="partition").own()
+    driver.during["u-1"] = lambda: final_elsewhere(driver, "u-1", "u", 1)
+    driver.hold(Acquire)
+    driver.send(event("u", 1), event("v", 1))
+    assert driver.floor_stored() == 2
+    driver.send(event("v", 2))
+    assert driver.pipeline.floor == driver.floor_stored() == 3
+    driver.free()
+    assert driver.counts["events.duplicate"] == 1
+    assert (driver.letters(), driver.produced, driver.order("u"), driver.order("v")) == ([], [], [1], [1, 2])
+    assert driver.pipeline.idle
