@@ -35,6 +35,26 @@ class Producing(Protocol):
     def up(self) -> None: ...
 
 
+class _Question:
+    """Asked in a thread, once at a time however long that takes."""
+
+    def __init__(self, ask: Callable[[], Offsets]) -> None:
+        self._ask = ask
+        self._asked: asyncio.Future[Offsets] | None = None
+
+    async def answer(self, timeout_s: float) -> Offsets | None:
+        """None when there is none in time; it is taken up by the next call, which does not wait again."""
+        if self._asked is None:
+            self._asked = asyncio.ensure_future(asyncio.to_thread(self._ask))
+        else:
+            timeout_s = 0
+        await asyncio.wait([self._asked], timeout=timeout_s)
+        if not self._asked.done():
+            return None
+        asked, self._asked = self._asked, None
+        return asked.result()
+
+
 class Watch:
     """Keeps `backlog`, `kafka_error` and `redis_error` ("" while it answers) current.
 
@@ -61,8 +81,9 @@ class Watch:
         self._store = store
         self._producer = producer
         self._clock = clock
-        self._read_ends = ends
-        self._read_committed = committed
+        self._timeout_s = settings.api_timeout_ms / 1000
+        self._read_ends = _Question(ends)
+        self._read_committed = _Question(committed)
         self._ends: Offsets = {}
         self._committed: Offsets = {}
         self._committed_ms: int | None = None
@@ -108,12 +129,17 @@ class Watch:
 
     async def _look_at_kafka(self) -> None:
         try:
-            self._ends = {**self._ends, **await asyncio.to_thread(self._read_ends)}
+            ends = await self._read_ends.answer(self._timeout_s)
         except EventprocError as error:
             self._ends_error = str(error)
-        else:
-            self._ends_error = ""
-            self._producer.up()
+            return
+        if ends is None:
+            # whatever librdkafka's own timeouts are: a broker that stands still keeps it for 10 s and more
+            self._ends_error = f"it does not answer in {self._timeout_s:g} s"
+            return
+        self._ends = {**self._ends, **ends}
+        self._ends_error = ""
+        self._producer.up()
 
     async def _look_at_redis(self) -> None:
         try:
@@ -132,7 +158,7 @@ class Watch:
             return
         self._committed_ms = now_ms
         with contextlib.suppress(EventprocError):  # whether Kafka answers is told by the ends
-            self._committed = await asyncio.to_thread(self._read_committed)
+            self._committed = await self._read_committed.answer(self._timeout_s) or self._committed
 
     def _waiting(self, number: int, position: Position | None) -> int:
         end = self._ends[number]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -324,8 +325,8 @@ class World:
         self.last_error = "no broker"
         self.asked_group = 0
         self.clock = FakeClock()
-        chosen = Settings.model_validate({"max_lag": 100, **settings})
-        self.watch = Watch(chosen, self, self, self.clock, self.read_ends, self.read_committed)
+        self.settings = Settings.model_validate({"max_lag": 100, **settings})
+        self.watch = Watch(self.settings, self, self, self.clock, self.read_ends, self.read_committed)
 
     def read_ends(self) -> dict[int, int]:
         if self.kafka_away:
@@ -406,6 +407,35 @@ def test_nothing_is_taken_while_a_server_is_away(away: str, reason: str) -> None
     setattr(world, away, False)
     world.look()
     world.watch.check()
+
+
+def test_a_kafka_that_stands_still_is_away_and_is_asked_once() -> None:
+    world = World(api_timeout_ms=100)
+    world.look()
+    goes_on = threading.Event()
+    asked = 0
+
+    def read_ends() -> dict[int, int]:
+        nonlocal asked
+        asked += 1
+        assert goes_on.wait(10)
+        return {0: 5}
+
+    watch = Watch(world.settings, world, world, world.clock, read_ends, world.read_committed)
+
+    async def main() -> None:
+        for _ in range(3):
+            await watch.look()
+            with pytest.raises(Refusal, match=r"Kafka is away: it does not answer in 0\.1 s"):
+                watch.check()
+        assert not watch.redis_error, "Redis is looked at all the same"
+        assert asked == 1
+        goes_on.set()
+        while watch.kafka_error:
+            await watch.look()
+        watch.check()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
 
 
 def test_an_answer_of_kafka_ends_the_producers_doubt() -> None:

@@ -212,11 +212,15 @@ class ApiServer:
         with TopicReader(self.settings) as reader:
             return list(reader.read(topic, ranges))
 
-    def ids(self, *users: str) -> list[str]:
-        """Ids of all records, or of these users', as their values have them."""
+    def documents(self, *users: str) -> list[dict[str, Any]]:
+        """Values of all records, or of these users'."""
         keys = [user.encode() for user in users]
         found = [record for record in self.records() if not keys or record.key() in keys]
-        return [json.loads(record.value() or b"")["id"] for record in found]
+        return [json.loads(record.value() or b"") for record in found]
+
+    def ids(self, *users: str) -> list[str]:
+        """Ids of all records, or of these users', as their values have them."""
+        return [document["id"] for document in self.documents(*users)]
 
 
 def read_all(sock: socket.socket) -> bytes:
