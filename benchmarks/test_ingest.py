@@ -55,7 +55,7 @@ def check(bodies: list[bytes]) -> None:
     assert states == {"accepted"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
     # on a busy machine rather slow than refused
     with Deployment("--api", api_port=0, api_timeout_ms=30_000, api_access_log=False) as found:
@@ -74,7 +74,7 @@ def test_whole_way(benchmark: Any, figures: Figures, deployment: Deployment) -> 
     def run() -> None:
         begun = time.perf_counter()
         _, bodies = post_all(url, requests, CONNECTIONS)
-        deployment.wait_processed(EVENTS)
+        deployment.wait_processed(EVENTS)  # the first test: nothing was processed before
         times.append(time.perf_counter() - begun)
         check(bodies)
 

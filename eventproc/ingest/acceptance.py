@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from eventproc import logs
@@ -79,6 +78,7 @@ class Acceptance:
         self._clock = clock
         self._new_token = new_token
         self._timeout_ms = settings.api_timeout_ms
+        self._redis_s = self._timeout_ms * REDIS_SHARE / 1000
         self._rare = logs.OnceAMinute(clock)
 
     async def take(self, events: list[Posted], body: bytes, sender: Sender, single: bool) -> None:
@@ -95,13 +95,18 @@ class Acceptance:
         attempt = None
         tried = False
         try:
-            async with self._redis_in_time():
-                if sender.idempotency_key:
-                    attempt = await self._claim(sender.idempotency_key, body, events)
-                    if attempt is None:
-                        return
-                open = [event for event in events if not event.state]
-                allowed = await self._charge(open, sender.address, single)
+            try:
+                async with asyncio.timeout(
+                    self._redis_s
+                ):  # calls that each are in time may not be so together
+                    if sender.idempotency_key:
+                        attempt = await self._claim(sender.idempotency_key, body, events)
+                        if attempt is None:
+                            return
+                    open = [event for event in events if not event.state]
+                    allowed = await self._charge(open, sender.address, single)
+            except TimeoutError:
+                raise unavailable(f"Redis is away: it has taken {self._redis_s:g} s", "redis") from None
             tried = bool(allowed)
             await self._publish(allowed, self._left_s(deadline_ms))
         except BaseException:
@@ -118,16 +123,6 @@ class Acceptance:
             raise unavailable(
                 f"event is not acknowledged: {events[0].error}", "not_acknowledged", eventId=events[0].id
             )
-
-    @asynccontextmanager
-    async def _redis_in_time(self) -> AsyncIterator[None]:
-        """Raises Refusal when calls that each were in time are not so together."""
-        timeout_s = self._timeout_ms * REDIS_SHARE / 1000
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except TimeoutError:
-            raise unavailable(f"Redis is away: it has taken more than {timeout_s:g} s", "redis") from None
 
     def _left_s(self, deadline_ms: int) -> float:
         return max(_LEAST_WAIT_MS, deadline_ms - self._clock.monotonic_ms()) / 1000
