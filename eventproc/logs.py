@@ -8,9 +8,15 @@ import sys
 from collections.abc import Hashable, MutableMapping
 from typing import Any
 
-import structlog
-
 from eventproc.clock import Clock, SystemClock
+
+# structlog imports rich where it finds it, for tracebacks that nobody prints here: a third of all that a
+# worker's start takes.
+_rich = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+import structlog  # noqa: E402
+
+if _rich is None:
+    del sys.modules["rich"]
 
 Log = structlog.typing.FilteringBoundLogger
 

@@ -22,9 +22,12 @@ OWN_HEADERS = ("eventproc-reason", "eventproc-error", "eventproc-attempts", "eve
 
 
 @pytest.fixture
-def deployment(broker: BrokerUnderTest, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(
+    request: pytest.FixtureRequest, broker: BrokerUnderTest, tmp_path: Path
+) -> Iterator[Deployment]:
+    """With two partitions, unless a test asks for more."""
     with RedisServer() as server:
-        it = Deployment(broker, server, tmp_path, partitions=PARTITIONS)
+        it = Deployment(broker, server, tmp_path, partitions=getattr(request, "param", 2))
         yield it
         it.close()
 
@@ -70,6 +73,7 @@ def records_of(it: Deployment) -> dict[str, Message]:
         return {f"{it.topic}/{m.partition()}/{m.offset()}": m for m in reader.read(it.topic, ranges)}
 
 
+@pytest.mark.parametrize("deployment", [PARTITIONS], indirect=True)
 def test_a_mixed_workload_is_processed_by_the_rules(deployment: Deployment) -> None:
     it = deployment.start()
     it.produce(workload_for(it.topic))
@@ -113,7 +117,7 @@ def test_records_that_are_read_again_change_nothing(deployment: Deployment) -> N
     before = effects(it)
     assert it.stop() == 0
 
-    for number in range(PARTITIONS):
+    for number in range(it.partitions):
         it.redis.hset(f"partition:{it.topic}:{number}", "offset", 0)
     it.start()
     it.idle()
