@@ -14,6 +14,7 @@ from tests.integration.ingest.api_server import ApiServer, event
 from tests.integration.ingest.conftest import StartApi
 
 
+@pytest.mark.xdist_group("ingest_kafka")
 def test_an_accepted_event_is_in_kafka_as_the_contract_has_it(
     start_api: StartApi, broker: BrokerUnderTest
 ) -> None:
