@@ -84,11 +84,12 @@ class Usage:
 class Deployment:
     """Workers for `PARTITIONS`, an embedded broker and Redis; on entering it starts and owns every partition.
 
-    `settings` override the defaults, whatever the environment says. Leaving ends every process and removes
-    the folder with the ledger and the log.
+    `arguments` go to the command as well. `settings` override the defaults, whatever the environment says.
+    Leaving ends every process and removes the folder with the ledger and the log.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *arguments: str, **settings: Any) -> None:
+        self._arguments = arguments
         self._resources = contextlib.ExitStack()
         self._chosen = settings
         self._redis_pid = self._broker_pid = 0
@@ -126,7 +127,14 @@ class Deployment:
         environ |= {f"EVENTPROC_{name.upper()}": str(value) for name, value in self._chosen.items()}
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _ENTRY.format(parent=os.getpid()), "start", "--embedded"],
+                [
+                    sys.executable,
+                    "-c",
+                    _ENTRY.format(parent=os.getpid()),
+                    "start",
+                    "--embedded",
+                    *self._arguments,
+                ],
                 cwd=_ROOT,
                 env=environ,
                 stdin=subprocess.DEVNULL,

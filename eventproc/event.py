@@ -31,17 +31,26 @@ class Validator:
 
     def decode(self, value: bytes, size: int) -> dict[str, Any]:
         """The document in a record's value; `size` is the bytes of key and value. Raises Invalid."""
-        if size > self._max_event_bytes:
-            raise Invalid(f"record has {size} bytes, more than max_event_bytes ({self._max_event_bytes})")
+        self._check_size(size)
         try:
             document = orjson.loads(value)
         except orjson.JSONDecodeError as error:
             raise Invalid(f"value is not JSON: {error}") from None
         if type(document) is not dict:
-            raise Invalid(f"value must be a JSON object, not {_json_type(document)}")
-        if value.count(b"{") + value.count(b"[") > MAX_DEPTH and depth(document) > MAX_DEPTH:
-            raise Invalid(f"value is nested deeper than {MAX_DEPTH}")
+            raise Invalid(f"value must be a JSON object, not {json_type(document)}")
+        _check_depth(document, value)
         return document
+
+    def encode(self, document: dict[str, Any], key_bytes: int) -> bytes:
+        """The value of a checked document's record, if `decode` would take it. Raises Invalid."""
+        try:
+            value = orjson.dumps(document)
+        except orjson.JSONEncodeError as error:
+            _check_depth(document, b"{" * (MAX_DEPTH + 1))
+            raise Invalid(f"event cannot be written as JSON: {error}") from None
+        self._check_size(len(value) + key_bytes)
+        _check_depth(document, value)
+        return value
 
     def check(self, document: dict[str, Any]) -> int:
         """The seq of a valid document (0 = unsequenced). Raises Invalid."""
@@ -60,21 +69,30 @@ class Validator:
             raise Invalid(f"userId {user!r} is reserved: it begins with 'ip:'")
         payload = document.get("payload")
         if type(payload) is not dict:
-            raise Invalid(f"payload must be an object, not {_json_type(payload)}")
+            raise Invalid(f"payload must be an object, not {json_type(payload)}")
         if "seq" not in payload:
             return 0
         seq = payload["seq"]
         if type(seq) is not int:
-            raise Invalid(f"payload.seq must be an integer, not {_json_type(seq)}")
+            raise Invalid(f"payload.seq must be an integer, not {json_type(seq)}")
         if not 1 <= seq <= MAX_SEQ:
             raise Invalid(f"payload.seq is {seq}, not in 1..2^53-1")
         return seq
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_event_bytes:
+            raise Invalid(f"record has {size} bytes, more than max_event_bytes ({self._max_event_bytes})")
+
+
+def _check_depth(document: dict[str, Any], value: bytes) -> None:
+    if value.count(b"{") + value.count(b"[") > MAX_DEPTH and depth(document) > MAX_DEPTH:
+        raise Invalid(f"value is nested deeper than {MAX_DEPTH}")
 
 
 def check_name(field: str, value: object) -> None:
     """Raise Invalid unless `value` may stand as an id, a userId or a type."""
     if type(value) is not str:
-        raise Invalid(f"{field} must be a string, not {_json_type(value)}")
+        raise Invalid(f"{field} must be a string, not {json_type(value)}")
     if not value or value.isspace():
         raise Invalid(f"{field} is {'blank' if value else 'empty'}")
     if _FORBIDDEN.search(value):
@@ -104,7 +122,8 @@ def depth(value: object) -> int:
     return deepest
 
 
-def _json_type(value: object) -> str:
+def json_type(value: object) -> str:
+    """What JSON calls the type of a value, with its article."""
     names = {type(None): "missing or null", bool: "a boolean", int: "an integer", float: "a float"}
     names |= {str: "a string", list: "an array", dict: "an object"}
     return names.get(type(value), type(value).__name__)

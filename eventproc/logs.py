@@ -51,10 +51,11 @@ def configure(level: str, form: str, **fields: Any) -> None:
         logger_factory=_StderrFactory(),
         cache_logger_on_first_use=False,
     )
-    libraries = logging.getLogger("eventproc")
-    libraries.handlers = [_Forward()]
-    libraries.propagate = False
-    libraries.setLevel(logging.INFO)
+    for name, least in (("eventproc", logging.INFO), ("uvicorn", logging.WARNING)):
+        libraries = logging.getLogger(name)
+        libraries.handlers = [_Forward()]
+        libraries.propagate = False
+        libraries.setLevel(least)
 
 
 def get() -> Log:

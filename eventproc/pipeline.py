@@ -209,6 +209,10 @@ class Pipeline:
         """The last floor that Redis acknowledged."""
         return self._finalizer.acked_floor
 
+    def note_end(self, offset: int) -> None:
+        """The partition ends there, as far as the last fetch has told."""
+        self._settler.end = offset
+
     @property
     def idle(self) -> bool:
         """Nothing is under way; what is parked only waits for its gap."""

@@ -49,7 +49,7 @@ Port = Annotated[Int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseModel):
-    """All settings of workers, supervisor, monitor and commands (CONTRACT section 8)."""
+    """All settings of workers, supervisor, monitor, API and commands (CONTRACT section 8)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -217,6 +217,44 @@ class Settings(BaseModel):
     )
     monitor_host: str = Field(default="127.0.0.1", description="address of /healthz, /readyz and /metrics")
     monitor_port: Port = Field(default=9464, description="port of the monitor; 0: any free one")
+
+    # HTTP ingest API
+    api_host: str = Field(default="127.0.0.1", description="address of the HTTP ingest API")
+    api_port: Port = Field(default=3000, description="port of the HTTP ingest API; 0: any free one")
+    api_keys_file: str = Field(
+        default="", description="file of API keys, one a line, one of which POST needs; empty: none needed"
+    )
+    api_max_body_bytes: PositiveInt = Field(
+        default=2_097_152, description="larger request bodies are refused, bytes"
+    )
+    api_max_buffered_bytes: PositiveInt = Field(
+        default=268_435_456, description="bodies held at once; beyond it requests are refused for now, bytes"
+    )
+    api_read_timeout_ms: PositiveInt = Field(
+        default=10_000, description="a request that takes longer to arrive is refused, ms"
+    )
+    api_timeout_ms: Annotated[Int, Field(ge=100, le=MOST)] = Field(
+        default=1500, description="a request is refused, or has failed, when Redis or Kafka takes longer, ms"
+    )
+    api_access_log: bool = Field(default=True, description="log a line for each request")
+    rate_limit_per_user: NonNegativeInt = Field(
+        default=100, description="events of one user accepted in rate_window_ms; 0: unlimited"
+    )
+    rate_limit_per_ip: NonNegativeInt = Field(
+        default=0, description="events from one address accepted in rate_window_ms; 0: unlimited"
+    )
+    rate_window_ms: PositiveInt = Field(default=1000, description="window of the rate limits, ms")
+    trusted_proxies: NonNegativeInt = Field(
+        default=0, description="the client is the n-th X-Forwarded-For entry from the right; 0: the peer"
+    )
+    max_lag: NonNegativeInt = Field(
+        default=0, description="at so many records that are not final the API refuses more; 0: off"
+    )
+    idempotency_ttl_s: PositiveInt = Field(
+        default=86_400, description="how long an Idempotency-Key is remembered, s"
+    )
+
+    # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level logged"
     )

@@ -25,6 +25,7 @@ class Settler:
         self._held: set[int] = set()  # settled too early: the call that did it was refused in part
         self._to_produce: list[Entry] = []
         self._producing: dict[int, Entry] = {}  # by offset, until Kafka has acknowledged
+        self.end = 0  # of the partition, as far as it is known
 
     @property
     def floor(self) -> int:
@@ -36,8 +37,8 @@ class Settler:
         return min(floor, min(self._held)) if self._held else floor
 
     def unfinalized(self) -> int:
-        """Number of records read that are not settled."""
-        return self._buffer.unfinalized() + len(self._held)
+        """Number of records at or above the floor that are not settled, with those that are not read yet."""
+        return self._buffer.unfinalized() + len(self._held) + max(0, self.end - self._buffer.position)
 
     def busy(self) -> bool:
         """Whether a dead letter is to be sent or acknowledged."""

@@ -89,6 +89,23 @@ class PreflightSpec:
         return cls(**_read_line(stream, "preflight"))
 
 
+@dataclass(frozen=True, slots=True)
+class ApiSpec:
+    """How the ingest API is to serve."""
+
+    settings: dict[str, Any]
+    supervisor: str
+
+    def dump(self) -> bytes:
+        """The line that `read` takes."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def read(cls, stream: IO[bytes]) -> Self:
+        """Read the one line; ValueError when it is no spec."""
+        return cls(**_read_line(stream, "API"))
+
+
 def _read_line(stream: IO[bytes], what: str) -> dict[str, Any]:
     line = stream.readline()
     try:

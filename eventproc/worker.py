@@ -532,6 +532,7 @@ class Worker:
             page.inc("kafka_commits")
         high = buffer.position + self._consumer.lag()
         page.set("high_watermark", high)
+        pipeline.note_end(high)
         page.set("lag", max(0, high - page.get("committed")))
 
     def _pause_reason(self) -> str:

@@ -83,14 +83,32 @@ class Admin:
 
     def watermarks(self, topic: str) -> dict[int, tuple[int, int]]:
         """Low and high watermark of each partition, the latter as a reader of committed records sees it."""
-        count = self._existing(topic)
+        count = self.existing(topic)
         low = self._list_offsets(topic, count, EARLIEST)
         high = self._list_offsets(topic, count, LATEST)
         return {number: (low[number], high[number]) for number in range(count)}
 
+    def ends(self, topic: str, count: int) -> dict[int, int]:
+        """End offsets of the partitions that have a leader; one attempt. Raises if there is none."""
+        asked: Mapping[TopicPartition, Future[Any]] = self._open().list_offsets(
+            {TopicPartition(topic, number): LATEST for number in range(count)},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=self._timeout_ms / 1000,
+        )
+        found: dict[int, int] = {}
+        failure: DependencyError | ConfigError | None = None
+        for target, future in asked.items():
+            try:
+                found[target.partition] = int(self._wait(future).offset)
+            except KafkaException as error:
+                failure = explain(kafka_error(error), "asking for the ends", self._address)
+        if failure is not None and not found:
+            raise failure
+        return found
+
     def committed(self, topic: str, group: str) -> dict[int, int]:
         """The group's committed offset of each partition, -1 where it has none."""
-        targets = [TopicPartition(topic, number) for number in range(self._existing(topic))]
+        targets = [TopicPartition(topic, number) for number in range(self.existing(topic))]
         # Not AdminClient.list_consumer_group_offsets: while the coordinator is being loaded, librdkafka 2.16
         # crashes in it (rd_kafka_cgrp_op without a group).
         consumer = self._connect(Consumer, {"group.id": group})
@@ -114,7 +132,8 @@ class Admin:
         except (KafkaException, ValueError, TypeError) as error:
             raise check_config(self._settings, error) from error
 
-    def _existing(self, topic: str) -> int:
+    def existing(self, topic: str) -> int:
+        """Partitions of `topic`; ConfigError when it does not exist."""
         count = self.partition_count(topic)
         if count == 0:
             raise ConfigError(

@@ -27,7 +27,8 @@ _OWN_HEADERS = frozenset(
     ("eventproc-reason", "eventproc-error", "eventproc-attempts", "eventproc-origin", "eventproc-pointer")
 )
 
-_FIXED: dict[str, Any] = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
+#: What every producer of ours is: acknowledged by all replicas, idempotent, partitioned as others do.
+FIXED: dict[str, Any] = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
 
 _DEAD_LETTER_DEFAULTS: dict[str, Any] = {
     "linger.ms": 5,
@@ -64,7 +65,8 @@ _PERMANENT = frozenset(
 )
 
 
-def _connect(settings: Settings, config: dict[str, Any]) -> Producer:
+def connect(settings: Settings, config: dict[str, Any]) -> Producer:
+    """A producer; ConfigError for properties that librdkafka refuses."""
     try:
         return Producer(config, logger=LOG)
     except (KafkaException, ValueError, TypeError) as error:
@@ -89,7 +91,7 @@ class DeadLetterProducer:
         self._done: list[tuple[Entry, Outcome]] = []
         self._open = 0  # sent, fate not known yet
         self._broken = False
-        fixed = {**_FIXED, "error_cb": self._on_error}
+        fixed = {**FIXED, "error_cb": self._on_error}
         self._config = client_config(settings, _DEAD_LETTER_DEFAULTS, fixed)
 
     @property
@@ -150,7 +152,7 @@ class DeadLetterProducer:
         fate: Callable[..., None],
     ) -> None:
         if self._producer is None:
-            self._producer = _connect(self._settings, self._config)
+            self._producer = connect(self._settings, self._config)
         try:
             self._producer.produce(self._topic, value=value, key=key, headers=list(headers), on_delivery=fate)
         except BufferError:
@@ -257,8 +259,8 @@ class EventProducer:
         self._topic = settings.kafka_topic
         self._on_acked = on_acked
         defaults = {**_BULK_DEFAULTS, "linger.ms": linger_ms}
-        fixed = {**_FIXED, "error_cb": self._on_error}
-        self._producer = _connect(settings, client_config(settings, defaults, fixed))
+        fixed = {**FIXED, "error_cb": self._on_error}
+        self._producer = connect(settings, client_config(settings, defaults, fixed))
 
     def produce(
         self,

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eventproc.cli.demo_processes import Child, ChildFailed, Signals, pause
-from eventproc.cli.demo_readings import Reading, read
+from eventproc.cli.demo_readings import Reading, accepted_over_http, read
 from eventproc.cli.demo_view import View, make_view, summary, summary_rows
 from eventproc.cli.options import make_app
 from eventproc.clock import Clock, SystemClock
@@ -30,6 +30,7 @@ app = make_app("Show the main job on embedded servers, and prove it right.")
 
 GAP_TIMEOUT_MS = 1500
 EVENTS_PER_USER = 10
+API_SHARE = 0.1
 _POLL_MS = 300
 _START_TIMEOUT_MS = 60_000
 _IDLE_TIMEOUT_MS = 120_000
@@ -112,6 +113,8 @@ class _Demo:
         self._chosen: dict[str, Any] = {
             "runtime_dir": str(folder),
             "monitor_port": 0,
+            "api_port": 0,
+            "api_access_log": False,
             "gap_timeout_ms": GAP_TIMEOUT_MS,
             "simulate_runs_dir": str(folder / "runs"),
             "log_level": "warning",
@@ -123,16 +126,19 @@ class _Demo:
         """Run it; whether the audit was clean."""
         (self._folder / "runs").mkdir()
         started_ms = self._clock.monotonic_ms()
-        self._say(f"{self._plan.events:,} events for {self._plan.users:,} users")
+        self._say(
+            f"{self._plan.events:,} events for {self._plan.users:,} users, {API_SHARE:.0%} of them over HTTP"
+        )
         with self._start_supervisor() as supervisor:
-            monitor = self._until_ready(supervisor)
+            monitor, api = self._until_ready(supervisor)
             with make_view(self._console) as view:
-                self._process(supervisor, monitor, view)
+                self._process(supervisor, monitor, api, view)
+            posted = accepted_over_http(api)
             report = self._audit(supervisor)
             code = supervisor.stop()
             if code != 0:
                 raise ChildFailed(supervisor, code)
-        self._tell(report)
+        self._tell(report, posted)
         if not report["clean"]:
             self._say(supervisor.words())
         self._say(f"{(self._clock.monotonic_ms() - started_ms) / 1000:.1f} s in all")
@@ -141,12 +147,12 @@ class _Demo:
     # --- steps
 
     def _start_supervisor(self) -> Child:
-        self._say("starting an embedded broker, an embedded Redis and 8 workers")
+        self._say("starting an embedded broker, an embedded Redis, 8 workers and the API")
         os.environ |= {f"{PREFIX}{name.upper()}": str(value) for name, value in self._chosen.items()}
-        return Child("supervisor", "supervisor", ["start", "--embedded"], self._folder)
+        return Child("supervisor", "supervisor", ["start", "--embedded", "--api"], self._folder)
 
-    def _until_ready(self, supervisor: Child) -> str:
-        """Wait until all partitions are owned; learn where everything is. Returns the monitor's URL."""
+    def _until_ready(self, supervisor: Child) -> tuple[str, str]:
+        """Wait until all partitions are owned; learn where everything is: URLs of monitor and API."""
         deadline_ms = self._clock.monotonic_ms() + _START_TIMEOUT_MS
         while True:
             pause(self._clock, self._signals, _POLL_MS // 3, supervisor)
@@ -161,17 +167,17 @@ class _Demo:
             f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": own["kafka_bootstrap_servers"],
             f"{PREFIX}REDIS_URL": own["redis_url"],
         }
-        return str(own["monitor"]["url"])
+        return str(own["monitor"]["url"]), str(own["api"]["url"])
 
-    def _process(self, supervisor: Child, monitor: str, view: View) -> None:
+    def _process(self, supervisor: Child, monitor: str, api: str, view: View) -> None:
         """Produce everything and wait until it is done, showing how it goes."""
         deadline_ms = self._clock.monotonic_ms() + _IDLE_TIMEOUT_MS
         view.say("producing")
         end: dict[int, int] = {}
         reading: Reading | None = None
-        with Child(
-            "produce", "main", ["produce", f"--ledger={self._ledger}", *self._plan.arguments()], self._folder
-        ) as producer:
+        over_http = [f"--api-url={api}", f"--api-share={API_SHARE}"]
+        arguments = ["produce", f"--ledger={self._ledger}", *over_http, *self._plan.arguments()]
+        with Child("produce", "main", arguments, self._folder) as producer:
             while True:
                 with contextlib.suppress(OSError):  # the supervisor starts a monitor that has died again
                     reading = read(monitor, self._clock.monotonic_ms(), reading)
@@ -203,8 +209,8 @@ class _Demo:
                 raise ChildFailed(verifier, code) from None
         return report
 
-    def _tell(self, report: dict[str, Any]) -> None:
-        self._console.print(summary(summary_rows(report)))
+    def _tell(self, report: dict[str, Any], posted: int) -> None:
+        self._console.print(summary({**summary_rows(report), "over HTTP": f"{posted:,}"}))
         for kind, found in report["findings"].items():
             self._console.print(Text(f"{kind}: {found['count']:,}, for example:", style="bold red"))
             for example in found["examples"][:3]:

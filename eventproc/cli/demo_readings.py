@@ -75,6 +75,17 @@ def read(url: str, now_ms: int, before: Reading | None) -> Reading:
     return reading
 
 
+def accepted_over_http(url: str) -> int:
+    """How many events the API at `url` has accepted. OSError when it does not answer."""
+    with _DIRECT.open(f"{url}/metrics", timeout=_TIMEOUT_S) as answer:
+        text = answer.read().decode()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "eventproc_api_events_total" and sample.labels["outcome"] == "accepted":
+                return int(sample.value)
+    return 0
+
+
 _GAUGES = {
     "eventproc_lag": "lag",
     "eventproc_parked": "parked",

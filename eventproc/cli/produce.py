@@ -19,6 +19,7 @@ from eventproc.clock import SystemClock
 from eventproc.settings import Settings
 from eventproc.workload import Produced, Progress, Workload
 from eventproc.workload import produce as produce_workload
+from eventproc.workload.posting import ApiShare
 
 app = make_app("Write a described workload to the topic, and its ledger.")
 
@@ -58,6 +59,8 @@ def produce(
     rate: Annotated[float, typer.Option(help="events/s, by schedule; 0: as fast as possible")] = 0.0,
     seed: Annotated[int, typer.Option(help="same seed and run, same records")] = 1,
     run: Annotated[str, typer.Option(help="begins users and ids; default: from the time, so unique")] = "",
+    api_url: Annotated[str, typer.Option(help="the ingest API, to which some users' events are posted")] = "",
+    api_share: Annotated[float, typer.Option(help="share of the users that are, with --api-url")] = 0.1,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress, no summary")] = False,
 ) -> None:
     """Write a described workload to the topic, and its ledger."""
@@ -91,6 +94,7 @@ def produce(
             on_progress=show,
             stop=lambda: bool(interrupt.number),
             clock=clock,
+            api=ApiShare(api_url, api_share) if api_url else None,
         )
     if not quiet:
         Console(highlight=False, markup=False, emoji=False).print(_summary(result))

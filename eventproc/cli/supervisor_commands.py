@@ -37,10 +37,11 @@ def start(
     takeover: Annotated[
         bool, typer.Option("--takeover", help="take the partitions even from a live owner on another host")
     ] = False,
+    api: Annotated[bool, typer.Option("--api", help="serve the HTTP ingest API, too")] = False,
 ) -> None:
     """Start the workers and the monitor, in the foreground; TERM or INT drains and ends."""
     logs.configure(settings.log_level, settings.log_format)
-    supervisor = Supervisor(settings, embedded=embedded, takeover=takeover, random=Random())
+    supervisor = Supervisor(settings, embedded=embedded, takeover=takeover, random=Random(), api=api)
     raise typer.Exit(asyncio.run(supervisor.run()))
 
 
@@ -111,6 +112,8 @@ def _print_table(found: dict[str, Any]) -> None:
         f" version {own['version']}{', embedded' if own['embedded'] else ''}"
     )
     print(f"topic {own['topic']}, group {own['group']}, monitor {monitor.get('url') or 'not up'}")
+    if own["api"]:
+        print(f"ingest API {own['api']['url'] or 'not up'}")
     print_table(
         _COLUMNS,
         [

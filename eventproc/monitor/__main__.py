@@ -13,9 +13,9 @@ from starlette.applications import Starlette
 
 from eventproc.clock import SystemClock
 from eventproc.errors import EventprocError
+from eventproc.listening import listen
 from eventproc.metrics import Board
 from eventproc.monitor.app import build_app
-from eventproc.monitor.listening import listen
 from eventproc.monitor.memory import MemoryWatch
 from eventproc.settings import Settings
 from eventproc.spawn import MonitorSpec, close_on_exec, die_with_parent, parent_of
@@ -40,7 +40,7 @@ def serve(spec: MonitorSpec) -> None:
         server = _Server(_config(app))
         signal.signal(signal.SIGTERM, server.handle_exit)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with listen(settings.monitor_host, settings.monitor_port) as sock:
+        with listen(settings.monitor_host, settings.monitor_port, "monitor") as sock:
             print(json.dumps({"port": sock.getsockname()[1]}), flush=True)
             server.run(sockets=[sock])
     finally:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from eventproc.errors import Transient
 from eventproc.settings import Settings
-from eventproc.store.address import connection_options
+from eventproc.store.aio import connect
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +24,7 @@ class MemoryProbe:
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError for a URL or password file that cannot be used."""
-        options = connection_options(settings)
-        timeouts = dict.fromkeys(
-            ("socket_timeout", "socket_connect_timeout"), settings.redis_timeout_ms / 1000
-        )
-        sync = options.pop("connection_class", None)  # of a Unix socket or TLS; its asyncio twin is wanted
-        twin = getattr(redis.asyncio.connection, sync.__name__ if sync else "Connection")
-        self._client = redis.asyncio.Redis(
-            connection_pool=redis.asyncio.ConnectionPool(
-                twin, max_connections=1, retry=Retry(NoBackoff(), 0), **(timeouts | options)
-            )
-        )
+        self._client = connect(settings, settings.redis_timeout_ms, 1)
 
     async def read(self) -> Memory:
         """Read both numbers; Transient when Redis does not answer."""

@@ -49,6 +49,9 @@ NAMES = (
     "finalize_events",
     "release_events",
     "renew_partition",
+    "rate_limit",
+    "claim_idempotency_key",
+    "settle_idempotency_key",
 )
 
 _REFUSED = re.compile(rb"(\d+)(?::(\d),|=(\d+):)")

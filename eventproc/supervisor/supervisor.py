@@ -15,15 +15,15 @@ from typing import Any
 from eventproc import __version__, logs
 from eventproc.clock import Clock, SystemClock
 from eventproc.errors import DependencyError, EventprocError, UsageError
+from eventproc.listening import listen
 from eventproc.metrics import Board
-from eventproc.monitor.listening import listen
 from eventproc.settings import Settings
-from eventproc.spawn import ProcessIdentity
+from eventproc.spawn import ApiSpec, MonitorSpec, ProcessIdentity
 from eventproc.supervisor import preparation
 from eventproc.supervisor.control import Answers, ControlServer
-from eventproc.supervisor.monitor_child import MONITOR, MonitorChild
 from eventproc.supervisor.preparation import Embed, Server, error_of
 from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
+from eventproc.supervisor.serving_child import API, MONITOR, ServingChild
 from eventproc.supervisor.spare_worker import SpareWorker
 from eventproc.supervisor.worker_slot import WorkerSlot
 
@@ -31,6 +31,7 @@ WORKER = (sys.executable, "-m", "eventproc.tied", "eventproc.worker")
 _TICK_S = 0.2
 _RATE_TICKS = 5  # a sample of the rate each second
 _END_SLACK_S = 5.0
+_MONITOR_END_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Programs:
     monitor: Sequence[str] = MONITOR
     preflight: Sequence[str] = preparation.PREFLIGHT
     embed: Embed = preparation.start_embedded
+    api: Sequence[str] = API
 
 
 class Supervisor:
@@ -57,11 +59,13 @@ class Supervisor:
         programs: Programs | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
+        api: bool = False,
     ) -> None:
         self._given = settings
         self._settings = settings  # with the addresses of embedded servers
         self._embedded = embedded
         self._takeover = takeover
+        self._with_api = api
         self._programs = programs or Programs()
         self._clock = clock or SystemClock()
         self._random = random or Random()
@@ -71,7 +75,8 @@ class Supervisor:
         self._servers: dict[str, Server] = {}
         self._slots: list[WorkerSlot] = []
         self._spare: SpareWorker | None = None
-        self._monitor: MonitorChild | None = None
+        self._monitor: ServingChild | None = None
+        self._api: ServingChild | None = None
         self._board: Board | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
@@ -89,8 +94,10 @@ class Supervisor:
         control = ControlServer(paths.socket, self._answer)
         try:
             self._handle_signals()
-            # better told now than once the workers run; the monitor listens for itself
-            listen(self._given.monitor_host, self._given.monitor_port).close()
+            # better told now than once the workers run; the children listen for themselves
+            listen(self._given.monitor_host, self._given.monitor_port, "monitor").close()
+            if self._with_api:
+                listen(self._given.api_host, self._given.api_port, "api").close()
             await control.start()
             await self._until_stopped(self._live())
             await self._until_hurried(self._shut_down())
@@ -150,10 +157,17 @@ class Supervisor:
             )
             for index, partition in enumerate(partitions)
         ]
-        self._monitor = MonitorChild(
-            settings, partitions, board, self._identity, self._fail, clock, random, self._programs.monitor
+        common = (settings, self._fail, clock, random)
+        to_monitor = MonitorSpec(settings.revealed(), partitions, board.fd, self._identity).dump()
+        self._monitor = ServingChild(
+            "monitor", self._programs.monitor, to_monitor, (board.fd,), _MONITOR_END_S, *common
         )
         self._spawn(self._monitor.run())
+        if self._with_api:
+            to_api = ApiSpec(settings.revealed(), self._identity).dump()
+            end_s = settings.shutdown_timeout_s + _END_SLACK_S
+            self._api = ServingChild("api", self._programs.api, to_api, (), end_s, *common)
+            self._spawn(self._api.run())
         for slot in self._slots:
             self._spawn(slot.run())
 
@@ -171,13 +185,17 @@ class Supervisor:
                 elif slot.partition not in standing_by:
                     standing_by.add(slot.partition)
                     self._log.warning("standing by", partition=slot.partition, reason=slot.page.state_reason)
-            monitor = self._monitor
-            if not self._ready and monitor and monitor.url and all(slot.owned for slot in self._slots):
+            if not self._ready and all(slot.owned for slot in self._slots) and all(self._urls().values()):
                 self._ready = True
                 if self._spare is not None and self._settings.spare_worker:
                     self._spawn(self._spare.keep())
-                self._log.info("ready", partitions=len(self._slots), monitor=monitor.url)
+                self._log.info("ready", partitions=len(self._slots), **self._urls())
             await asyncio.sleep(_TICK_S)
+
+    def _urls(self) -> dict[str, str]:
+        """Where the children that serve are; "" until they do."""
+        children = {"monitor": self._monitor, "api": self._api}
+        return {name: child.url for name, child in children.items() if child is not None}
 
     async def _watch_servers(self) -> None:
         while not self._stop.is_set():
@@ -249,10 +267,12 @@ class Supervisor:
             await task
 
     async def _shut_down(self) -> None:
-        """Drain the workers, all at once, then end the monitor."""
+        """Let the API answer what it has, then drain the workers, all at once, then end the monitor."""
         if self._spare is not None:
             self._spare.stop()
         timeout_s = self._settings.shutdown_timeout_s
+        if self._api is not None:
+            await self._api.stop()
         await asyncio.gather(*(slot.drain(timeout_s, for_good=True) for slot in self._slots))
         if self._monitor is not None:
             await self._monitor.stop()
@@ -266,8 +286,9 @@ class Supervisor:
             slot.kill()
         if self._spare is not None:
             self._spare.stop()
-        if self._monitor is not None:
-            self._monitor.kill()
+        for child in (self._monitor, self._api):
+            if child is not None:
+                child.kill()
         if self._tasks:
             _, alive = await asyncio.wait(self._tasks, timeout=_END_SLACK_S)
             for task in alive:
@@ -291,6 +312,7 @@ class Supervisor:
                 # of one's own server only: the address of another may hold a password
                 "redis_url": settings.redis_url.get_secret_value() if self._embedded else None,
                 "monitor": self._monitor.status() if self._monitor else None,
+                "api": self._api.status() if self._api else None,
             },
             "workers": [slot.status() for slot in self._slots],
         }

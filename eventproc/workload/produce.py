@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from eventproc.errors import DependencyError, UsageError
 from eventproc.settings import Settings
 from eventproc.workload.generate import Record, Workload
 from eventproc.workload.ledger import LedgerWriter
+from eventproc.workload.posting import ApiPoster, ApiShare
 
 _POLL_EVERY = 256  # records between two looks at the delivery reports
 _PROGRESS_EVERY_MS = 200
@@ -62,12 +63,14 @@ def produce(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     clock: Clock | None = None,
+    api: ApiShare | None = None,
 ) -> Produced:
     """Produce the workload to `kafka_topic`; creates the topics where that is allowed.
 
     With a rate each record has its scheduled time, whether or not Kafka keeps up; that time is the ledger's
     `sent_ms`. Before the late events it waits `late_after_ms` (0: gap_timeout_ms and two seconds), or calls
     `before_late` instead. `stop` is asked often; once true nothing more is sent and the rest is flushed.
+    With `api` the valid records of some users are posted there; all others go to Kafka itself.
     Raises DependencyError when an embedded broker has dropped records (CONTRACT 7), after writing the ledger.
     """
     if workload.topic != settings.kafka_topic:
@@ -77,17 +80,18 @@ def produce(
     clock = clock or SystemClock()
     prepare_topics(settings, clock)
     start = {number: high for number, (_low, high) in _watermarks(settings).items()}
-    run = _Run(settings, workload, clock, on_progress, stop)
+    run = _Run(settings, workload, clock, on_progress, stop, api)
     writer = (
         LedgerWriter(ledger, topic=workload.topic, start=start, workload=workload.describe())
         if ledger
         else None
     )
     try:
-        result = run.carry_out(writer, late_after_ms or settings.gap_timeout_ms + 2000, before_late)
+        run.carry_out(writer, late_after_ms or settings.gap_timeout_ms + 2000, before_late)
         marks = _watermarks(settings)
+        end = {number: high for number, (_low, high) in marks.items()}
+        result = run.settle({number: (start.get(number, 0), high) for number, high in end.items()})
         if writer is not None:
-            end = {number: high for number, (_low, high) in marks.items()}
             writer.finish(end, interrupted=result.interrupted)
     finally:
         if writer is not None:
@@ -104,12 +108,15 @@ class _Run:
         clock: Clock,
         on_progress: Callable[[Progress], None] | None,
         stop: Callable[[], bool] | None,
+        api: ApiShare | None,
     ) -> None:
         self._workload = workload
         self._settings = settings
         self._clock = clock
         self._on_progress = on_progress
         self._stop = stop or (lambda: False)
+        self._api = api
+        self._poster = ApiPoster(api.url, clock) if api else None
         self._writer: LedgerWriter | None = None
         self._pending: dict[int, tuple[Record, int]] = {}  # records whose fate is not known, and send times
         self._result = Produced()
@@ -118,7 +125,8 @@ class _Run:
 
     def carry_out(
         self, writer: LedgerWriter | None, late_after_ms: int, before_late: Callable[[], None] | None
-    ) -> Produced:
+    ) -> None:
+        """Send everything, and wait until it is acknowledged or has failed."""
         workload, result = self._workload, self._result
         self._writer = writer
         linger_ms = _PACED_LINGER_MS if workload.rate else _BULK_LINGER_MS
@@ -126,22 +134,36 @@ class _Run:
         try:
             self._send(producer, workload.main(), "main")
             if workload.late_events and not result.interrupted:
-                producer.flush(_FLUSH_TIMEOUT_S)
+                self._flush(producer)
                 if before_late is not None:
                     before_late()
                 else:
                     self._wait(producer, late_after_ms)
                 self._send(producer, workload.late(), "late")
-            producer.flush(_FLUSH_TIMEOUT_S)
+            self._flush(producer)
         finally:
             producer.close()
-        result.unacknowledged = len(self._pending)
+            if self._poster is not None:
+                self._poster.close()
         result.failed = dict(producer.failed)
-        if writer is not None:
-            for record, sent_ms in self._pending.values():
-                writer.record(record, -1, -1, sent_ms, 0)
         result.elapsed_ms = self._clock.monotonic_ms() - self._begun_ms
+
+    def settle(self, ranges: Mapping[int, tuple[int, int]]) -> Produced:
+        """Find out what became of the rest; everything has its line in the ledger then."""
+        result = self._result
+        if self._poster is not None:
+            self._poster.settle(self._settings, ranges, self._on_found)
+            result.failed |= self._poster.failed
+        result.unacknowledged = len(self._pending)
+        if self._writer is not None:
+            for record, sent_ms in self._pending.values():
+                self._writer.record(record, -1, -1, sent_ms, 0)
         return result
+
+    def _flush(self, producer: EventProducer) -> None:
+        producer.flush(_FLUSH_TIMEOUT_S)
+        if self._poster is not None:
+            self._poster.flush()
 
     def _send(self, producer: EventProducer, records: Iterable[Record], phase: str) -> None:
         clock, result, pending = self._clock, self._result, self._pending
@@ -165,7 +187,10 @@ class _Run:
                     return
             number = result.sent
             pending[number] = (record, sent_ms)
-            producer.produce(record.key, record.value, record.headers, tag=number)
+            if self._poster is not None and self._api is not None and self._api.takes(record):
+                self._poster.post(number, record)
+            else:
+                producer.produce(record.key, record.value, record.headers, tag=number)
             result.sent += 1
             result.kinds[record.kind] = result.kinds.get(record.kind, 0) + 1
 
@@ -177,17 +202,21 @@ class _Run:
             self._clock.sleep_ms(min(left_ms, _STEP_MS))
 
     def _on_acked(self, number: int, partition: int, offset: int) -> None:
+        self._on_found(number, partition, offset, self._clock.wall_ms())
+
+    def _on_found(self, number: int, partition: int, offset: int, acked_ms: int) -> None:
         record, sent_ms = self._pending.pop(number)
         self._result.acknowledged += 1
         if self._writer is not None:
-            self._writer.record(record, partition, offset, sent_ms, self._clock.wall_ms())
+            self._writer.record(record, partition, offset, sent_ms, acked_ms)
 
     def _show(self, phase: str) -> None:
         now_ms = self._clock.monotonic_ms()
         if self._on_progress is not None and now_ms - self._shown_ms >= _PROGRESS_EVERY_MS:
             self._shown_ms = now_ms
             result = self._result
-            self._on_progress(Progress(phase, result.sent, result.acknowledged, now_ms - self._begun_ms))
+            acknowledged = result.acknowledged + (self._poster.acknowledged if self._poster else 0)
+            self._on_progress(Progress(phase, result.sent, acknowledged, now_ms - self._begun_ms))
 
 
 def _watermarks(settings: Settings) -> dict[int, tuple[int, int]]:

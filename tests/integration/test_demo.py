@@ -56,7 +56,7 @@ def test_piped_demo_is_clean_and_leaves_nothing(tmp_path: Path) -> None:
     assert "the audit is clean" in done.stdout
     progress = re.findall(r"^([\d,]+)/([\d,]+) done, [\d,]+/s, lag", done.stdout, re.MULTILINE)
     assert progress[-1][0] == progress[-1][1], progress  # all of what there turned out to be
-    for name in ("processed", "failed", "skipped", "duplicates", "invalid", "gaps", "events/s"):
+    for name in ("processed", "failed", "skipped", "duplicates", "invalid", "gaps", "events/s", "over HTTP"):
         assert re.search(rf"^{name} +[1-9][\d,]*$", done.stdout, re.MULTILINE), name
     for name in ("latency p50", "latency p99"):
         assert re.search(rf"^{name} +[1-9][\d,]* ms$", done.stdout, re.MULTILINE), name

@@ -48,6 +48,8 @@ LAYERS = {
         "preflight",
         "tied",
         "monitor",
+        "ingest",
+        "listening",
         "audit",
         "workload",
         "keeper",

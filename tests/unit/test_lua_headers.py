@@ -30,7 +30,7 @@ COMMANDS = {
         "MGET",
         "PEXPIREAT",
     ),
-    *("RPUSH", "SET", "TIME", "TYPE"),
+    *("RPUSH", "SET", "TIME", "TYPE", "ZADD", "ZCARD", "ZRANGE", "ZREMRANGEBYSCORE"),
 }
 
 
@@ -113,7 +113,7 @@ class TestEachScript:
         assert found <= COMMANDS
 
     def test_name_is_verb_and_noun(self, path: Path) -> None:
-        assert re.fullmatch(r"[a-z]+_[a-z]+", path.stem)
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)+", path.stem)
 
 
 def test_every_file_is_loaded() -> None:

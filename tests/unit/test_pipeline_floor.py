@@ -35,6 +35,17 @@ def test_the_finalize_call_carries_the_floor_that_it_allows(locking: str) -> Non
     assert driver.pipeline.acked_floor == 0
 
 
+def test_what_is_not_read_yet_is_not_final_either() -> None:
+    driver = Driver().own()
+    driver.hold(Finalize)
+    driver.pipeline.note_end(10)
+    driver.send(event("u", 1), event("v", 2))
+    [call] = driver.waiting(Finalize)
+    assert call.unfinalized == 1 + 8
+    driver.pipeline.note_end(0)  # what the last fetch told may be old
+    assert driver.pipeline.buffer.position == 2
+
+
 def test_a_parked_event_holds_the_floor() -> None:
     driver = Driver().own()
     driver.send(event("u", 2), event("v", 1), event("v", 2))

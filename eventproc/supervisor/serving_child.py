@@ -1,4 +1,4 @@
-"""The monitor process, kept running."""
+"""A child that serves HTTP, kept running: the monitor, the ingest API."""
 
 from __future__ import annotations
 
@@ -13,38 +13,43 @@ from typing import Any
 from eventproc import logs
 from eventproc.clock import Clock
 from eventproc.errors import ConfigError
-from eventproc.metrics import Board
 from eventproc.settings import Settings
-from eventproc.spawn import MonitorSpec
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
 
 MONITOR = (sys.executable, "-m", "eventproc.tied", "eventproc.monitor")
-_END_TIMEOUT_S = 5.0
+API = (sys.executable, "-m", "eventproc.tied", "eventproc.ingest")
 
 
-class MonitorChild:
-    """Starts the monitor, and again whenever it ends; a port that is taken at the start is fatal."""
+class ServingChild:
+    """Starts the child, and again whenever it ends; a port that is taken at the start is fatal.
+
+    `name` is monitor or api, as in its settings `<name>_host` and `<name>_port`. The child gets `order` on
+    standard input and `fds`, and announces its port as one JSON line on standard output.
+    """
 
     def __init__(
         self,
+        name: str,
+        command: Sequence[str],
+        order: bytes,
+        fds: Sequence[int],
+        end_timeout_s: float,
         settings: Settings,
-        partitions: list[int],
-        board: Board,
-        supervisor: str,
         fail: Callable[[int, str], None],
         clock: Clock,
         random: Random,
-        command: Sequence[str] = MONITOR,
     ) -> None:
         self.restarts = 0
         self.port: int | None = None
-        self._settings = settings
-        self._spec = MonitorSpec(settings.revealed(), partitions, board.fd, supervisor)
-        self._board = board
+        self._name = name
+        self._command = command
+        self._order = order
+        self._fds = fds
+        self._end_timeout_s = end_timeout_s
+        self._host: str = getattr(settings, f"{name}_host")
         self._fail = fail
         self._clock = clock
-        self._command = command
         self._policy = RestartPolicy(
             settings.restart_backoff_ms, settings.restart_backoff_max_ms, settings.restart_budget, random
         )
@@ -56,11 +61,11 @@ class MonitorChild:
     @property
     def url(self) -> str:
         """Where it listens; "" until it does."""
-        host = self._settings.monitor_host
+        host = self._host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}" if self.port else ""
 
     def status(self) -> dict[str, Any]:
-        """The monitor in `status --json`."""
+        """The child in `status --json`."""
         pid = self._process.pid if self._process else None
         return {"pid": pid, "url": self.url or None, "restarts": self.restarts}
 
@@ -71,11 +76,11 @@ class MonitorChild:
             if self._stopping:
                 return
             if self.port is None and code == ConfigError.exit_code:
-                self._fail(code, words or f"monitor {child.describe_exit(code)}")
+                self._fail(code, words or f"{self._name} {child.describe_exit(code)}")
                 return
             pause_ms = self._policy.pause_ms(served_ms)
             self._log.error(
-                "monitor died", reason=child.describe_exit(code), pause_ms=pause_ms, last_error=words
+                f"{self._name} died", reason=child.describe_exit(code), pause_ms=pause_ms, last_error=words
             )
             self.restarts += 1
             try:
@@ -88,7 +93,7 @@ class MonitorChild:
         self._stopping = True
         self._wake.set()
         if self._process is not None:
-            await child.end(self._process, signal.SIGTERM, _END_TIMEOUT_S)
+            await child.end(self._process, signal.SIGTERM, self._end_timeout_s)
 
     def kill(self) -> None:
         """End it now."""
@@ -99,8 +104,8 @@ class MonitorChild:
 
     async def _live(self) -> tuple[int, int, str]:
         """One life: exit code, how long it served in ms, its last words."""
-        process = await child.spawn(self._command, (self._board.fd,), capture=True)
-        await child.tell(process, self._spec.dump())
+        process = await child.spawn(self._command, self._fds, capture=True)
+        await child.tell(process, self._order)
         self._process = process
         if self._stopping:
             child.send(process, signal.SIGTERM)
@@ -122,12 +127,12 @@ class MonitorChild:
             self._process = None
 
     async def _relay(self, stream: asyncio.StreamReader) -> str:
-        """Pass the monitor's error output on; returns its last line."""
+        """Pass the child's error output on; returns its last line."""
         last = ""
         while line := await stream.readline():
             text = line.decode(errors="replace").rstrip()
             if text:
-                last = text.removeprefix("monitor: ")
+                last = text.removeprefix(f"{self._name}: ")
                 if self.port is not None:  # before that, they are the reason of a failed start
                     print(text, file=sys.stderr, flush=True)
         return last

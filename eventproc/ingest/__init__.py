@@ -1,0 +1,1 @@
+"""The HTTP ingest API in front of Kafka (CONTRACT section 9)."""
