@@ -108,7 +108,13 @@ class World:
             assert self.reserved == 0
 
 
-@pytest.mark.parametrize("hangs", [{"claim"}, {"quota"}, {"claim", "settle"}, {"quota", "settle"}], ids=str)
+def _names(hangs: set[str]) -> str:
+    return " and ".join(sorted(hangs))
+
+
+@pytest.mark.parametrize(
+    "hangs", [{"claim"}, {"quota"}, {"claim", "settle"}, {"quota", "settle"}], ids=_names
+)
 def test_a_redis_that_does_not_answer_refuses_the_request_and_nothing_is_produced(hangs: set[str]) -> None:
     world = World()
     world.hangs = hangs
