@@ -1,4 +1,4 @@
-"""A deployment to measure: `eventproc-supervisor start --embedded` as operators run it, seen from outside.
+"""A deployment to measure: `eventproc-supervisor start` as operators run it, seen from outside.
 
 It looks without disturbing: counters come from the board in shared memory, CPU times from the kernel's clocks
 of the processes (nanoseconds, all threads).
@@ -28,6 +28,8 @@ from eventproc.settings import Settings
 from eventproc.supervisor.control import ControlClient
 from eventproc.supervisor.runtime import RuntimePaths
 from eventproc.workload import LedgerWriter, Workload, produce
+from tests.kafka_server import KafkaServer
+from tests.redis_server import RedisServer
 
 #: Everything small: shows that the benchmarks work, says nothing about speed.
 SMOKE = os.environ.get("EVENTPROC_TEST_SMOKE") == "1"
@@ -82,14 +84,16 @@ class Usage:
 
 
 class Deployment:
-    """Workers for `PARTITIONS`, an embedded broker and Redis; on entering it starts and owns every partition.
+    """Workers for `PARTITIONS`, a broker and Redis; on entering it starts and owns every partition.
 
-    `arguments` go to the command as well. `settings` override the defaults, whatever the environment says.
-    Leaving ends every process and removes the folder with the ledger and the log.
+    The broker is the embedded one, unless a real `kafka` is given. `arguments` go to the command as well.
+    `settings` override the defaults, whatever the environment says. Leaving ends every process and
+    removes the folder with the ledger and the log.
     """
 
-    def __init__(self, *arguments: str, **settings: Any) -> None:
-        self._arguments = arguments
+    def __init__(self, *arguments: str, kafka: KafkaServer | None = None, **settings: Any) -> None:
+        self._arguments = arguments if kafka else ("--embedded", *arguments)
+        self._kafka = kafka
         self._resources = contextlib.ExitStack()
         self._chosen = settings
         self._redis_pid = self._broker_pid = 0
@@ -111,6 +115,10 @@ class Deployment:
                 "log_level": "info",
                 **self._chosen,
             }
+            if self._kafka is not None:
+                server = resources.enter_context(RedisServer())
+                self._broker_pid, self._redis_pid = self._kafka.pid, server.pid
+                self._chosen |= {"kafka_bootstrap_servers": self._kafka.bootstrap, "redis_url": server.url}
             self._start(resources)
             self._until(lambda: " ready " in self.log(), "ready")
             self._learn()
@@ -132,7 +140,6 @@ class Deployment:
                     "-c",
                     _ENTRY.format(parent=os.getpid()),
                     "start",
-                    "--embedded",
                     *self._arguments,
                 ],
                 cwd=_ROOT,
@@ -158,14 +165,9 @@ class Deployment:
     def _learn(self) -> None:
         status = self.status()
         own = status["supervisor"]
-        self.settings = Settings.model_validate(
-            {
-                **self._chosen,
-                "kafka_bootstrap_servers": own["kafka_bootstrap_servers"],
-                "kafka_config": CLIENT_CONFIG,
-                "redis_url": own["redis_url"],
-            }
-        )
+        embedded = {"kafka_config": CLIENT_CONFIG}
+        embedded |= {name: own[name] for name in ("kafka_bootstrap_servers", "redis_url")}
+        self.settings = Settings.model_validate(self._chosen | ({} if self._kafka else embedded))
         self._workers = [worker["pid"] for worker in status["workers"]]
         for pid, command in children(self._process.pid).items():
             if "eventproc.broker.embedded" in command:
@@ -173,8 +175,8 @@ class Deployment:
             elif "redis" in command or "valkey" in command:
                 self._redis_pid = pid
         assert len(self._workers) == PARTITIONS, self.picture()
-        assert self._broker_pid, "the embedded broker's process was not found"
-        assert self._redis_pid, "the embedded Redis' process was not found"
+        assert self._broker_pid, "the broker's process was not found"
+        assert self._redis_pid, "Redis' process was not found"
 
     def _open_board(self) -> Board:
         """The board, through the supervisor's descriptor of its memory."""

@@ -8,6 +8,7 @@ The bars: p99 below 50 ms (the worse of the two), and the lag does not grow.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import threading
 import time
@@ -20,6 +21,7 @@ from benchmarks.conftest import Figures
 from benchmarks.deployment import SMOKE, Deployment
 from eventproc.broker.producer import EventProducer
 from eventproc.workload import LedgerWriter, Record, Workload
+from tests.kafka_server import KafkaServer, why_not
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -90,9 +92,16 @@ def write_to(ledger: LedgerWriter) -> Any:
     return on_acked
 
 
-def test_latency_at_2000_per_s(benchmark: Any, figures: Figures) -> None:
+@pytest.mark.parametrize("broker", ["embedded", "kafka"])
+def test_latency_at_2000_per_s(broker: str, benchmark: Any, figures: Figures) -> None:
     events = RATE_PER_S * SECONDS
-    with Deployment() as deployment:
+    with contextlib.ExitStack() as servers:
+        kafka = None
+        if broker == "kafka":
+            if reason := why_not():
+                pytest.skip(f"no real Kafka: {reason}")
+            kafka = servers.enter_context(KafkaServer())
+        deployment = servers.enter_context(Deployment(kafka=kafka))
         with deployment.open_ledger() as ledger:
             producer = EventProducer(deployment.settings, linger_ms=LINGER_MS, on_acked=write_to(ledger))
             try:
