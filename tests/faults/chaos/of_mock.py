@@ -14,12 +14,12 @@ from tests.faults.chaos.proxy import FETCH, OFFSET_COMMIT, PRODUCE
 
 Hits = Generator[None, None, int]
 _REFUSALS = 5
+#: None that ends a producer for good: it may be the load's that meets it.
 _PRODUCE_ERRORS = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NOT_ENOUGH_REPLICAS,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,  # fatal for the client
 )
 _COMMIT_ERRORS = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,
