@@ -45,20 +45,27 @@ class SpareWorker:
         pause_s = _AFTER_START_S
         while not await self._stopped_within(pause_s):
             self._taken.clear()
-            process = self._process = await self._spawn()
-            if self._stopped.is_set():
-                self.stop()
-            ended, taken = asyncio.ensure_future(process.wait()), asyncio.ensure_future(self._taken.wait())
-            await asyncio.wait((ended, taken), return_when=asyncio.FIRST_COMPLETED)
-            pause_s = _AFTER_TAKING_S if taken.done() else _AFTER_START_S
-            ended.cancel()
-            taken.cancel()
+            if self._process is None:  # it may be there still: another worker was needed while it was started
+                self._process = await self._spawn()
+                if self._stopped.is_set():
+                    self.stop()
+            await self._gone(self._process)
+            pause_s = _AFTER_TAKING_S if self._taken.is_set() else _AFTER_START_S
 
     def stop(self) -> None:
         """End the one in reserve, and keep none any more."""
         self._stopped.set()
         if self._process is not None:
             child.send(self._process, signal.SIGKILL)
+
+    async def _gone(self, process: Process) -> None:
+        """Return once a worker was needed, or this process has ended by itself."""
+        ended, taken = asyncio.ensure_future(process.wait()), asyncio.ensure_future(self._taken.wait())
+        await asyncio.wait((ended, taken), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done() and self._process is process:
+            self._process = None
+        ended.cancel()
+        taken.cancel()
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:
