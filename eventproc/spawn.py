@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 _PR_SET_PDEATHSIG = 1
 _GONE_STATES = ("Z", "X", "x")
@@ -23,8 +23,33 @@ _PARENT_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker is to do; it comes as one JSON line on standard input, so that no secret is in argv.
+class Spec:
+    """What a child is to do; one JSON line on its standard input, so that no secret is in argv."""
+
+    what: ClassVar[str]
+
+    def dump(self) -> bytes:
+        """The line that `read` takes."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def read(cls, stream: IO[bytes]) -> Self:
+        """Read the one line; ValueError when it is no spec."""
+        line = stream.readline()
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"the {cls.what} is started by eventproc-supervisor, with its spec on standard input"
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec(Spec):
+    """What a worker is to do.
 
     `settings` is `Settings.revealed()`. `partitions` is how many the topic has (0: not known). `slot` is
     the worker's page on the board at `board_fd`. `supervisor` is the identity of the process that spawned
@@ -43,18 +68,11 @@ class WorkerSpec:
     start_count: int = 0
     death: dict[str, Any] | None = None
 
-    def dump(self) -> bytes:
-        """The line that `read` takes."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def read(cls, stream: IO[bytes]) -> Self:
-        """Read the one line; ValueError when it is no spec."""
-        return cls(**_read_line(stream, "worker"))
+    what: ClassVar[str] = "worker"
 
 
 @dataclass(frozen=True, slots=True)
-class MonitorSpec:
+class MonitorSpec(Spec):
     """What the monitor is to show: page i of the board is the worker of `partitions[i]`."""
 
     settings: dict[str, Any]
@@ -62,59 +80,27 @@ class MonitorSpec:
     board_fd: int
     supervisor: str
 
-    def dump(self) -> bytes:
-        """The line that `read` takes."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def read(cls, stream: IO[bytes]) -> Self:
-        """Read the one line; ValueError when it is no spec."""
-        return cls(**_read_line(stream, "monitor"))
+    what: ClassVar[str] = "monitor"
 
 
 @dataclass(frozen=True, slots=True)
-class PreflightSpec:
+class PreflightSpec(Spec):
     """What the preflight is to check."""
 
     settings: dict[str, Any]
     supervisor: str
 
-    def dump(self) -> bytes:
-        """The line that `read` takes."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def read(cls, stream: IO[bytes]) -> Self:
-        """Read the one line; ValueError when it is no spec."""
-        return cls(**_read_line(stream, "preflight"))
+    what: ClassVar[str] = "preflight"
 
 
 @dataclass(frozen=True, slots=True)
-class ApiSpec:
+class ApiSpec(Spec):
     """How the ingest API is to serve."""
 
     settings: dict[str, Any]
     supervisor: str
 
-    def dump(self) -> bytes:
-        """The line that `read` takes."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def read(cls, stream: IO[bytes]) -> Self:
-        """Read the one line; ValueError when it is no spec."""
-        return cls(**_read_line(stream, "API"))
-
-
-def _read_line(stream: IO[bytes], what: str) -> dict[str, Any]:
-    line = stream.readline()
-    try:
-        values = json.loads(line)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise ValueError(f"the {what} is started by eventproc-supervisor, with its spec on standard input")
-    return values
+    what: ClassVar[str] = "API"
 
 
 @dataclass(frozen=True, slots=True)
