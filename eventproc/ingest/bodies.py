@@ -118,7 +118,9 @@ async def discard(scope: Scope, receive: Receive) -> None:
 async def _until_silent(receive: Receive) -> None:
     left = _DRAIN_BYTES
     while left > 0:
-        message = await asyncio.wait_for(receive(), _DRAIN_SILENCE_S)
+        # No wait_for: up to Python 3.11 it loses a cancellation that meets the end of what it waits for.
+        async with asyncio.timeout(_DRAIN_SILENCE_S):
+            message = await receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return
         left -= len(message.get("body", b""))

@@ -116,7 +116,8 @@ class Watch:
             except Exception as error:  # were the watch to end here, all would look well for ever
                 self.redis_error = f"{type(error).__name__}: {error}"
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), _INTERVAL_S)
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._stopped.wait()
 
     def stop(self) -> None:
         """Let `run` end after the look that is under way."""

@@ -43,9 +43,8 @@ class MemoryWatch:
             while not self._stopped.is_set():
                 await self.read()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        self._stopped.wait(), _INTERVAL_DOWN_S if self.error else _INTERVAL_S
-                    )
+                    async with asyncio.timeout(_INTERVAL_DOWN_S if self.error else _INTERVAL_S):
+                        await self._stopped.wait()
         finally:
             await self._probe.close()
 

@@ -46,7 +46,8 @@ def send(process: asyncio.subprocess.Process, sig: signal.Signals) -> None:
 async def ended(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
     """Wait for the end of a process; False when it takes longer."""
     try:
-        await asyncio.wait_for(process.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await process.wait()
     except TimeoutError:
         return False
     return True

@@ -78,7 +78,8 @@ async def preflight(settings: Settings, supervisor: str, command: Sequence[str] 
     process = await child.spawn(command, capture=True)
     await child.tell(process, PreflightSpec(settings.revealed(), supervisor).dump())
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), _PREFLIGHT_TIMEOUT_S)
+        async with asyncio.timeout(_PREFLIGHT_TIMEOUT_S):
+            output, errors = await process.communicate()
     except TimeoutError:
         raise DependencyError(
             f"preflight: Kafka or Redis did not answer in {_PREFLIGHT_TIMEOUT_S:g} s"

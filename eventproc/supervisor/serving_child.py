@@ -84,7 +84,8 @@ class ServingChild:
             )
             self.restarts += 1
             try:
-                await asyncio.wait_for(self._wake.wait(), pause_ms / 1000)
+                async with asyncio.timeout(pause_ms / 1000):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

@@ -277,6 +277,7 @@ class WorkerSlot:
         self._wake.clear()
         if pause_ms and not self._stopping:
             try:
-                await asyncio.wait_for(self._wake.wait(), pause_ms / 1000)
+                async with asyncio.timeout(pause_ms / 1000):
+                    await self._wake.wait()
             except TimeoutError:
                 return

@@ -182,3 +182,24 @@ def test_one_who_trickles_a_refused_body_is_not_listened_to_for_ever() -> None:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     asyncio.run(asyncio.wait_for(discard({"headers": []}, trickle), PATIENCE_S))
+
+
+def test_a_cancellation_that_meets_the_next_part_of_a_refused_body_is_not_lost() -> None:
+    taken = 0
+    reading: list[asyncio.Future[None]] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1
+        if taken == 2:
+            asyncio.get_running_loop().call_soon(reading[0].cancel)
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"x", "more_body": taken < 100}
+
+    async def read() -> None:
+        reading.append(asyncio.ensure_future(discard({"headers": []}, receive)))
+        await asyncio.wait(reading)
+
+    asyncio.run(read())
+    assert reading[0].cancelled()
+    assert taken < 100
