@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -20,12 +19,13 @@ from eventproc.errors import (
 from eventproc.settings import Settings
 from eventproc.spawn import PreflightSpec
 from eventproc.supervisor import child
+from eventproc.tied import tied
 
 _ERRORS: dict[int, type[EventprocError]] = {
     kind.exit_code: kind for kind in (UsageError, ConfigError, HandlerLoadError, DependencyError, Fenced)
 }
 
-PREFLIGHT = (sys.executable, "-m", "eventproc.tied", "eventproc.preflight")
+PREFLIGHT = tied("eventproc.preflight")
 _PREFLIGHT_TIMEOUT_S = 60.0
 
 

@@ -16,9 +16,10 @@ from eventproc.errors import ConfigError
 from eventproc.settings import Settings
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
+from eventproc.tied import tied
 
-MONITOR = (sys.executable, "-m", "eventproc.tied", "eventproc.monitor")
-API = (sys.executable, "-m", "eventproc.tied", "eventproc.ingest")
+MONITOR = tied("eventproc.monitor")
+API = tied("eventproc.ingest")
 
 
 class ServingChild:

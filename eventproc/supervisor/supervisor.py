@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -26,8 +25,9 @@ from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
 from eventproc.supervisor.serving_child import API, MONITOR, ServingChild
 from eventproc.supervisor.spare_worker import SpareWorker
 from eventproc.supervisor.worker_slot import WorkerSlot
+from eventproc.tied import tied
 
-WORKER = (sys.executable, "-m", "eventproc.tied", "eventproc.worker")
+WORKER = tied("eventproc.worker")
 _TICK_S = 0.2
 _RATE_TICKS = 5  # a sample of the rate each second
 _END_SLACK_S = 5.0
