@@ -9,7 +9,8 @@ unexport MAKEFLAGS
 
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 0
+# Most of what takes long waits: three at a time keep two processors busy.
+JOBS ?= 3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SEEDS ?= 20000
