@@ -15,7 +15,7 @@ from eventproc.crashpoints import POINTS, Point
 from eventproc.workload import Workload
 from tests.faults.conftest import Deploy
 from tests.integration.conftest import BrokerUnderTest
-from tests.integration.deployment import Deployment, event
+from tests.integration.deployment import PACED_ASYNC, Deployment, event
 from tests.integration.supervised import wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -122,6 +122,14 @@ def test_death_at(point: str, embedded_broker: BrokerUnderTest, deploy: Deploy) 
 @pytest.mark.parametrize("point", ["after_run", "after_finalize", "after_produce", "before_commit"])
 def test_death_on_a_real_kafka_at(point: str, kafka_broker: BrokerUnderTest, deploy: Deploy) -> None:
     run_through(deploy(kafka_broker, partitions=PARTITIONS), point)
+
+
+@pytest.mark.parametrize("point", ["before_run", "after_run", "before_finalize", "after_finalize"])
+def test_death_with_an_async_handler_at(point: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    """Many events run at that moment, and settle out of order."""
+    it = deploy(embedded_broker, partitions=PARTITIONS, handler=PACED_ASYNC)
+    it.pace(3)
+    run_through(it, point)
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if at_release(point)])
