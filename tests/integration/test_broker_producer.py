@@ -275,8 +275,7 @@ class TestDeadLetters:
         else:
             settings = broker.settings(kafka_config=quick)
         producer = DeadLetterProducer(settings)
-        producer.send(letter(b"first"), ("events", 0))
-        fates(producer, 1)
+        send_until_acknowledged(producer, letter(b"first"))
         server = broker.kafka
         if server is None:
             mock.delay_answers_to_produce(3, 2000)
