@@ -257,7 +257,8 @@ class Judge:
         alone = deaths.count(1)
         if alone < CRASH_DEATHS or len(deaths) <= CRASH_DEATHS:
             raise Violation(f"{id} is failed as crash after deaths beside {deaths}")
-        if attempts != 1 + CRASH_DEATHS:
+        # more of them when a second owner ran it, and its death was told later; `_killers` sees to the others
+        if not 1 + CRASH_DEATHS <= attempts <= 1 + alone:
             raise Violation(f"{id} is failed as crash after {attempts} attempts")
 
     def _killers(self) -> None:
