@@ -19,7 +19,10 @@ _FAILURES_MAX = 3
 
 
 class EndQuery:
-    """The newest answer to "where does the partition end, for a reader of committed records?".
+    """The newest answer to "where does the partition end?".
+
+    With what open transactions hold back: behind them may be records that have been acknowledged, and that
+    come to be read once these have ended.
 
     Its client is made at the first question: most workers never see a gap. `alive` tells that a query
     asked after the last `forget` was answered.
@@ -98,7 +101,7 @@ class EndQuery:
         self._asked_ms = self._clock.monotonic_ms()
         futures = self._client.list_offsets(
             {self._target: LATEST},
-            isolation_level=IsolationLevel.READ_COMMITTED,
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=_REQUEST_TIMEOUT_S,
         )
         self._future = futures[self._target]
