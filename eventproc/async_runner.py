@@ -44,6 +44,7 @@ class AsyncRunner:
         self._slots = list(range(concurrency))
         self._under_way = 0
         self._ended: deque[Ended] = deque()
+        self._broken: BaseException | None = None
         self._told = False  # a byte waits in the pipe
         self._reader, self._writer = os.pipe()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,7 +71,12 @@ class AsyncRunner:
         self._loop.call_soon_threadsafe(self._begin, entries)
 
     def collect(self) -> list[Ended]:
-        """What has ended since the last time, in the order in which it has."""
+        """What has ended since the last time, in the order in which it has.
+
+        Raises what went wrong beside the handlers, such as MemoryError: not all that was begun will end.
+        """
+        if self._broken is not None:
+            raise self._broken
         if self._told:
             os.read(self._reader, 4096)
             self._told = False  # before looking: what ends from now on tells anew
@@ -99,10 +105,26 @@ class AsyncRunner:
                 logs.get().error("task_ended_the_loop", error=repr(error), remedy="none: the loop goes on")
 
     def _begin(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            task = self._loop.create_task(self._run(entry))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        try:
+            for entry in entries:
+                task = self._loop.create_task(self._run(entry))
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+        except BaseException as error:
+            self._break(error)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._closing:
+            return
+        if task.cancelled():
+            self._break(RuntimeError("a handler has cancelled the run of another event before it began"))
+        elif error := task.exception():
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        self._broken = error
+        self._tell()
 
     async def _run(self, entry: Entry) -> None:
         slot = self._slots.pop()
@@ -120,6 +142,9 @@ class AsyncRunner:
         self._mark(slot, 0, -1)
         self._slots.append(slot)
         self._ended.append(Ended(entry, failure, self._clock.monotonic_ms() - begun_ms))
+        self._tell()
+
+    def _tell(self) -> None:
         if not self._told:
             os.write(self._writer, b"\0")
             self._told = True  # once it can be read

@@ -33,6 +33,7 @@ class Slots:
     def __init__(self) -> None:
         self.runs: dict[int, int] = {}
         self.most = 0
+        self.fails = False
 
     def __call__(self, slot: int, since_ms: int, offset: int) -> None:
         if since_ms:
@@ -40,6 +41,8 @@ class Slots:
             self.runs[slot] = offset
             self.most = max(self.most, len(self.runs))
         else:
+            if self.fails:
+                raise MemoryError
             del self.runs[slot]
 
 
@@ -186,6 +189,30 @@ def test_a_handler_is_given_the_event_of_its_attempt(runner: Make) -> None:
         2,
         {"n": 1},
     )
+
+
+def test_memory_that_runs_out_beside_the_handler_is_told(runner: Make, slots: Slots) -> None:
+    """Not all that was begun would end; the worker has to."""
+
+    async def handler(event: Event) -> None:
+        slots.fails = True
+
+    it = runner(handler)
+    it.begin([entry(1)])
+    with pytest.raises(MemoryError):
+        collected(it, 1)
+    slots.fails = False
+
+
+def test_one_that_cancels_what_has_not_begun_is_told_too(runner: Make) -> None:
+    async def handler(event: Event) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    it = runner(handler)
+    it.begin([entry(1), entry(2)])
+    with pytest.raises(RuntimeError, match="has cancelled the run of another event"):
+        collected(it, 2)
 
 
 def test_what_runs_at_the_end_is_cancelled_and_may_clean_up(runner: Make) -> None:
