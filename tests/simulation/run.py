@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tests.simulation.transitions import EXPECTED
+from tests.simulation.transitions import EXPECTED, RARE
 from tests.simulation.world import FAULTS, Violation, simulate
 
 CHUNK = 50
@@ -92,6 +92,8 @@ def main() -> int:
     print("faults:", ", ".join(f"{name} {total.counts[f'fault:{name}']}" for name in FAULTS))
     missed = sorted(name for name in EXPECTED if not total.counts[name])
     print("transitions not reached:", ", ".join(missed) or "none")
+    rare = sorted(name for name in RARE if not total.counts[name])
+    print("rare transitions not reached:", ", ".join(rare) or "none")
     return 1 if total.failures else 0
 
 

@@ -1,7 +1,7 @@
 """What can happen to a partition, named: every answer to every kind of request, for every kind of entry.
 
 The names do not depend on how the machine is written. Simulated workers count each as it happens;
-`test_transitions.py` demands that the seeds of a test run reach all of `EXPECTED`.
+`test_simulation.py` demands that the seeds of a test run reach all of `EXPECTED`.
 """
 
 from __future__ import annotations
