@@ -142,6 +142,7 @@ class Ground:
             host.redis = self.look()
         self._boards: dict[int, Board] = {}
         self._looking = threading.Lock()
+        self._of_server = (self.redis_server, self.redis_server.client(decode_responses=True))
         self.load: Load | None = None
 
     # --- life -----------------------------------------------------------------------------------------
@@ -266,7 +267,26 @@ class Ground:
 
     def epoch(self, partition: int) -> int:
         """Of the partition, as Redis has it."""
-        return int(self.look().hget(f"partition:{self.topic}:{partition}", "epoch") or 0)
+        return int(self._field(partition, "epoch") or 0)
+
+    def _field(self, partition: int, name: str) -> Any:
+        """What Redis has of a partition; bears that it is away, or becomes another one meanwhile."""
+        deadline = time.monotonic() + _UP_TIMEOUT_S
+        while True:
+            try:
+                return self._reader().hget(f"partition:{self.topic}:{partition}", name)
+            except redis.RedisError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def _reader(self) -> redis.Redis:
+        """A client without retries of the Redis in use."""
+        server = self.redis_server
+        with self._looking:
+            if self._of_server[0] is not server:
+                self._of_server = (server, server.client(decode_responses=True))
+            return self._of_server[1]
 
     def epochs(self) -> list[int]:
         """Of all partitions."""
@@ -274,7 +294,7 @@ class Ground:
 
     def owner(self, partition: int) -> Owner | None:
         """Who has the partition, when its process is known and alive."""
-        token = self.look().hget(f"partition:{self.topic}:{partition}", "owner")
+        token = self._field(partition, "owner")
         supervisor = owner_supervisor(str(token or ""))
         for host in self.hosts:
             page = self.page(host, partition)
@@ -320,7 +340,23 @@ class Ground:
         pages = [self.page(host, number) for host in self.hosts for number in range(self.partitions)]
         return sum(read(page) for page in pages if page is not None)
 
+    def goes_on(self, timeout_s: float) -> None:
+        """Wait until all that has been produced by now is final, while the load goes on."""
+        first = self.hosts[0]
+        ends = first.ends_of()
+        deadline = time.monotonic() + timeout_s
+        while behind := {n: floor for n, floor in first.floors().items() if floor < ends[n]}:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not at {ends} after {timeout_s} s, but {behind}\n{self._pictures()}")
+            time.sleep(0.05)
+
     # --- the end --------------------------------------------------------------------------------------
+
+    def end_load(self) -> None:
+        """Produce no more."""
+        assert self.load is not None
+        assert not self.load.over, "the load has ended by itself"
+        self.load.stop()
 
     def drain(self) -> None:
         """Wait until all that was produced is final and committed; fails when nothing moves any more."""
@@ -333,11 +369,13 @@ class Ground:
         while seen != (ends, ends):
             now = time.monotonic()
             if now > deadline or now > since + _STANDSTILL_S:
-                pictures = "\n".join(host.picture() for host in self.hosts)
-                raise AssertionError(f"not at {ends}, but at (floors, committed) {seen}\n{pictures}")
+                raise AssertionError(f"not at {ends}, but at (floors, committed) {seen}\n{self._pictures()}")
             time.sleep(0.1)
             before, seen = seen, (first.floors(), first.committed())
             since = since if seen == before else now
+
+    def _pictures(self) -> str:
+        return "\n".join(host.picture() for host in self.hosts)
 
     def stop(self) -> None:
         """End all hosts in order; nothing may be left locked."""
