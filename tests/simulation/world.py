@@ -18,7 +18,7 @@ from eventproc.effects import Death, Finalize, Finalized, Offsets
 from eventproc.errors import Fenced
 from eventproc.settings import Settings
 from eventproc.store.scripts import Call, ScriptSet, decode
-from tests.simulation.faults import FAULTS, Foreign
+from tests.simulation.faults import FAULTS, Foreign, make_final_elsewhere
 from tests.simulation.judge import Judge, Violation
 from tests.simulation.memory_store import MemoryStore, ReplyError
 from tests.simulation.worker import Crash, SimulatedWorker
@@ -161,6 +161,7 @@ class World:
         self.foreign: list[Foreign] = []
         self.elsewhere = b"events:1:1:other"  # the lock of another partition's worker
         self.taken_elsewhere: set[str] = set()  # ids that another partition's worker has locked
+        self.final_elsewhere: dict[str, list[str | int]] = {}  # those of them that it has made final
         self.forgiven = 0  # offsets below are not judged: their effects were flushed away
         self.offered = 0  # the highest position that came with a claim, which may still be on its way
         self.was_reset = False
@@ -258,6 +259,7 @@ class World:
         self.history.append("restore")
         self.counts["restored"] += 1
         self.store.restore(self.snapshots[-1])
+        make_final_elsewhere(self)
         self.judge.redis_lost_writes()
 
     def guarded(self, worker: SimulatedWorker, act: Callable[..., None], *arguments: Any) -> None:
