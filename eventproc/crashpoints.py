@@ -1,8 +1,9 @@
 """Named points at which a worker dies or stops when the environment says so: how faults are made to hit.
 
 `EVENTPROC_CRASH_AT=<point>[:<count>[:<action>[:<partition>]]]`: at the `count`-th pass (default 1) of the
-point the worker is killed (`kill`, the default) or stopped (`stop`: SIGSTOP). Only the first start of a
-partition's worker looks at it, so that the one started instead lives.
+point the worker is killed (`kill`, the default) or stopped (`stop`: SIGSTOP). Several are separated by
+commas; a worker goes by the first that is for its partition. Only the first start of a partition's worker
+looks at them, so that the one started instead lives.
 """
 
 from __future__ import annotations
@@ -47,15 +48,20 @@ def from_environment(partition: int, start_count: int) -> Callable[[Point], None
     text = os.environ.get(VARIABLE, "")
     if not text or start_count:
         return None
+    for found in map(_read, text.split(",")):
+        if not found["partition"] or int(found["partition"]) == partition:
+            number = signal.SIGSTOP if found["action"] == "stop" else signal.SIGKILL
+            return _Fuse(found["point"], int(found["count"] or 1), number)
+    return None
+
+
+def _read(text: str) -> re.Match[str]:
     found = _FORM.fullmatch(text)
     if found is None or found["point"] not in POINTS:
         raise ConfigError(
             f"{VARIABLE}={text}: not <point>[:<count>[:kill|stop[:<partition>]]]; points: {POINTS}"
         )
-    if found["partition"] and int(found["partition"]) != partition:
-        return None
-    number = signal.SIGSTOP if found["action"] == "stop" else signal.SIGKILL
-    return _Fuse(found["point"], int(found["count"] or 1), number)
+    return found
 
 
 class _Fuse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, get_args
@@ -20,7 +20,7 @@ from tests.integration.supervised import wait_for
 
 pytestmark = pytest.mark.timeout(120)
 
-#: At which pass the worker of partition 0 dies: in the midst of the work where there are many passes.
+#: At which pass a worker dies: in the midst of the work where there are many passes.
 PASSES = {
     "claim": 1,
     "load": 2,
@@ -35,10 +35,10 @@ PARTITIONS = 2
 
 
 def workload_for(it: Deployment, late_events: int = 2) -> Workload:
-    """About 1,000 events in half a second, so that there are many batches."""
+    """About 500 events a partition, not all at once, so that there are many batches."""
     return Workload(
         topic=it.topic,
-        users=100,
+        users=50 * it.partitions,
         shuffle_window=50,
         duplicate_ratio=0.05,
         failing_ratio=0.04,
@@ -53,8 +53,8 @@ def workload_for(it: Deployment, late_events: int = 2) -> Workload:
     )
 
 
-def crash_at(point: str, action: str = "kill") -> str:
-    return f"{point}:{PASSES[point.partition('_')[2]]}:{action}:0"
+def crash_at(point: str, action: str = "kill", partition: int = 0) -> str:
+    return f"{point}:{PASSES[point.partition('_')[2]]}:{action}:{partition}"
 
 
 def at_release(point: str) -> bool:
@@ -71,12 +71,12 @@ def stopped_worker(it: Deployment, partition: int) -> Callable[[], int]:
     return look
 
 
-def press(it: Deployment, fallen: Callable[[], Any]) -> None:
+def press(it: Deployment, fallen: Callable[[], Any], partition: int = 0) -> None:
     """The workload may have come in fewer batches than it takes: send on until it is enough."""
     for number in count():
         if fallen():
             return
-        user = it.user(f"straggler{number}-", 0)
+        user = it.user(f"straggler{number}-", partition)
         it.send(event(user, 1, fail=True))
         wait_for(partial(_done_or, fallen, it, f"{user}-1"), 40, "the straggler's end, or the fall")
 
@@ -85,23 +85,24 @@ def _done_or(fallen: Callable[[], Any], it: Deployment, id: str) -> bool:
     return bool(fallen() or it.status_of(id))
 
 
-def run_through(it: Deployment, point: str) -> None:
-    """Let partition 0's worker die at `point` under load; all must come right."""
-    it.start(crash_at=crash_at(point))
+def run_through(it: Deployment, points: Sequence[str]) -> None:
+    """Let the worker of each partition die at a point of its own under load; all must come right."""
+    it.start(crash_at=",".join(crash_at(point, partition=number) for number, point in enumerate(points)))
     it.produce(workload_for(it))
-    press(it, lambda: it.worker(0)["restarts"])
-    it.until(lambda: it.worker(0)["restarts"] == 1, f"the death at {point}")
+    for number, point in enumerate(points):
+        press(it, lambda: it.worker(number)["restarts"], number)  # noqa: B023 (called at once)
+        it.until(lambda: it.worker(number)["restarts"] == 1, f"the death at {point}")  # noqa: B023
     it.idle()
-    assert [worker["restarts"] for worker in it.status()["workers"]] == [1] + [0] * (it.partitions - 1)
-    assert "was killed by SIGKILL" in it.log()
+    assert [worker["restarts"] for worker in it.status()["workers"]] == [1] * len(points)
+    assert it.log().count("was killed by SIGKILL") >= len(points)
     check(it, late_events=2)
 
 
 def check(it: Deployment, late_events: int) -> None:
     """Everything is as if nothing had happened, but that some events ran again."""
     totals = it.audit(crashed=True).totals
-    assert totals.processed > 850
-    assert totals.failed > 15
+    assert totals.processed > 425 * it.partitions
+    assert totals.failed > 7 * it.partitions
     assert totals.conflicts == 3
     assert totals.skipped == late_events + 3
     assert it.locks() == []
@@ -114,22 +115,23 @@ def test_every_point_has_a_pass() -> None:
     assert get_args(Point) == POINTS
 
 
-@pytest.mark.parametrize("point", [point for point in POINTS if not at_release(point)])
-def test_death_at(point: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
-    run_through(deploy(embedded_broker, partitions=PARTITIONS), point)
+@pytest.mark.parametrize("locking", ["event", "partition"])
+def test_death_at_each(locking: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    points = [point for point in POINTS if not at_release(point)]
+    run_through(deploy(embedded_broker, partitions=len(points), locking=locking), points)
 
 
-@pytest.mark.parametrize("point", ["after_run", "after_finalize", "after_produce", "before_commit"])
-def test_death_on_a_real_kafka_at(point: str, kafka_broker: BrokerUnderTest, deploy: Deploy) -> None:
-    run_through(deploy(kafka_broker, partitions=PARTITIONS), point)
+def test_death_on_a_real_kafka(kafka_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    points = ["after_run", "after_finalize", "after_produce", "before_commit"]
+    run_through(deploy(kafka_broker, partitions=len(points)), points)
 
 
-@pytest.mark.parametrize("point", ["before_run", "after_run", "before_finalize", "after_finalize"])
-def test_death_with_an_async_handler_at(point: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+def test_death_with_an_async_handler(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
     """Many events run at that moment, and settle out of order."""
-    it = deploy(embedded_broker, partitions=PARTITIONS, handler=PACED_ASYNC)
+    points = ["before_run", "after_run", "before_finalize", "after_finalize"]
+    it = deploy(embedded_broker, partitions=len(points), handler=PACED_ASYNC)
     it.pace(3)
-    run_through(it, point)
+    run_through(it, points)
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if at_release(point)])

@@ -106,3 +106,18 @@ def test_a_text_that_makes_no_sense_is_an_error_that_tells_the_form(
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(ConfigError, match=rf"{VARIABLE}={text}: .*<point>.*before_claim"):
         from_environment(0, 0)
+
+
+def test_of_several_each_partition_goes_by_its_own(
+    monkeypatch: pytest.MonkeyPatch, signals: list[tuple[int, signal.Signals]]
+) -> None:
+    monkeypatch.setenv(VARIABLE, "after_run:1:kill:0,before_load:1:stop:2")
+    assert from_environment(1, 0) is None
+    first, last = from_environment(0, 0), from_environment(2, 0)
+    assert first is not None
+    assert last is not None
+    first("before_load")
+    assert signals == []
+    first("after_run")
+    last("before_load")
+    assert [number for _, number in signals] == [signal.SIGKILL, signal.SIGSTOP]
