@@ -4,7 +4,8 @@ Judged: an acknowledged record below the floor has `event:<id>` (as long as its 
 user, seq, type and position are those produced; status and attempts are possible together; with the
 built-in handler, exactly the events with payload.fail are failed, after max_attempts runs. Which copy of a
 duplicate took effect does not matter. An id that is final under another user or seq is an id_conflict,
-and its first record in a partition has a dead letter under its position; further copies may have one.
+and its first record in a partition has a dead letter under its position; further copies may have one. With
+`locking = partition` its handler may have run before that was found (CONTRACT section 6).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class EventJudge:
         if letter is None and self._rules.below_baseline(row):
             self._report.lost_below(row.part, self._rules.baselines[row.part])
         elif self._rules.must_be_final(row) or letter is not None or row.dead:
-            self._letters.expect(what, self._rules.position_id(row), letter, row, ("invalid",), 0)
+            self._letters.expect(what, self._rules.position_id(row), letter, row, ("invalid",), (0,))
 
     def judge_tombstone(self, row: Row, letter: Letter | None) -> None:
         """A null value: passed over."""
@@ -94,6 +95,7 @@ class EventJudge:
         self._report.totals.conflicts += 1
         first = candidate.first
         self._staging.expect_elsewhere(first.id, final.user, final.seq)
+        most = self._rules.conflict_attempts
         partitions: set[int] = set()
         for row in candidate.rows:
             letter = candidate.letters_at.get((row.part, row.off))
@@ -105,7 +107,7 @@ class EventJudge:
             if must or letter is not None or row.dead:
                 id = self._rules.position_id(row)
                 what = f"{candidate.name}, whose id is final under user {final.user} seq {final.seq}"
-                self._letters.expect(what, id, letter, row, ("id_conflict",), 0)
+                self._letters.expect(what, id, letter, row, ("id_conflict",), range(most + 1))
 
     # --- final as itself ----------------------------------------------------------------------------
 
@@ -197,7 +199,7 @@ class EventJudge:
             if other is not row:
                 self._letters.expect_none(candidate.name, other, "another copy of it took effect")
         if row is not None:
-            self._letters.expect(candidate.name, row.id, candidate.letter, row, reasons, final.attempts)
+            self._letters.expect(candidate.name, row.id, candidate.letter, row, reasons, (final.attempts,))
         elif candidate.all_acknowledged():
             self._report.add(
                 "rewritten",
@@ -225,7 +227,8 @@ class EventJudge:
                 self._status(candidate, "is processed, but no run of it succeeded")
         if candidate.verdict not in ("missing", "expired") and row.runs > attempts:
             self._report.totals.reruns += row.runs - attempts
-            if not self._rules.crashed:
+            elsewhere = candidate.verdict == "elsewhere" and row.runs <= self._rules.conflict_attempts
+            if not (self._rules.crashed or elsewhere):
                 self._report.add("doubled", f"{candidate.name} ran {row.runs} times, attempts {attempts}")
 
     @staticmethod

@@ -29,9 +29,9 @@ class LetterJudge:
         letter: Letter | None,
         row: Row,
         reasons: Collection[str],
-        attempts: int,
+        attempts: Collection[int],
     ) -> None:
-        """`row` must be dead-lettered under `id` for one of these reasons."""
+        """`row` must be dead-lettered under `id` for one of these reasons, after so many attempts."""
         if not self._rules.judged(row):
             return
         if letter is None:
@@ -40,8 +40,8 @@ class LetterJudge:
         else:
             if letter.reason not in reasons:
                 self._bad(f"{what}: dlq:{id} has reason {letter.reason!r}, not {' or '.join(reasons)}")
-            if letter.attempts != attempts:
-                self._bad(f"{what}: dlq:{id} has attempts {letter.attempts}, not {attempts}")
+            if letter.attempts not in attempts:
+                self._bad(f"{what}: dlq:{id} has attempts {letter.attempts}, not {_either(attempts)}")
             if (letter.part, letter.off) != (row.part, row.off):
                 self._bad(f"{what}: dlq:{id} is of {letter.part}/{letter.off}, not of {row.part}/{row.off}")
             if letter.id != id:
@@ -95,7 +95,7 @@ class LetterJudge:
         letter: Letter | None,
         row: Row,
         reasons: Collection[str],
-        attempts: int,
+        attempts: Collection[int],
     ) -> None:
         reason = letter.reason if letter is not None and letter.reason in reasons else ""
         if dead.reason != reason if reason else dead.reason not in reasons:
@@ -103,10 +103,16 @@ class LetterJudge:
                 f"{what}: the dead-letter topic gives reason {dead.reason!r}, not "
                 f"{reason or ' or '.join(reasons)}"
             )
-        if dead.attempts != attempts:
-            self._bad(f"{what}: the dead-letter topic gives attempts {dead.attempts}, not {attempts}")
+        if dead.attempts not in attempts:
+            self._bad(
+                f"{what}: the dead-letter topic gives attempts {dead.attempts}, not {_either(attempts)}"
+            )
         if dead.crc not in (row.crc, -1):
             self._bad(f"{what}: the dead-letter topic has other bytes than were produced")
 
     def _bad(self, text: str) -> None:
         self._report.add("dlq", text)
+
+
+def _either(numbers: Collection[int]) -> str:
+    return " or ".join(map(str, numbers))

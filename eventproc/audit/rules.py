@@ -55,6 +55,11 @@ class Rules:
         """Whether the handler is the built-in one, which fails exactly when payload.fail is true."""
         return self.settings.handler == BUILT_IN
 
+    @property
+    def conflict_attempts(self) -> int:
+        """How often a handler may have run on an event before it was found to be an id_conflict."""
+        return self.settings.max_attempts if self.settings.locking == "partition" else 0
+
     def must_be_final(self, row: Row) -> bool:
         """Acknowledged, passed by the floor, and not from before Redis's memory."""
         return self.baselines.get(row.part, -1) <= row.off < self.floors.get(row.part, 0) and row.off >= 0

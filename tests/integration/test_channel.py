@@ -244,6 +244,21 @@ def test_the_servers_trouble_is_waited_out(
     assert order(server) == [1, 2]
 
 
+def test_an_error_amidst_a_batch_is_waited_out_by_what_follows(line: Line, server: RedisServer) -> None:
+    client = server.client()
+    client.config_set("maxmemory", 1)
+    requests: list[StoreRequest] = [LoadUsers(["u"]), line.finalize(1), LoadUsers(["u"])]
+    for request in requests:
+        line.channel.submit(request)
+    found: list[tuple[StoreRequest, StoreReply]] = []
+    line.poll_until(lambda: not line.channel.up or len(found) > 1, "outage", found)
+    assert found == [(requests[0], [UserState(0, 0)])]
+    client.config_set("maxmemory", 0)
+    (_, finalized), (_, state) = line.replies(2)
+    assert cast(Finalized, finalized).status == "ok"
+    assert state == [UserState(1, 0)]  # read behind it, though it was answered before
+
+
 @pytest.mark.parametrize("change", ["maxmemory", "rights"])
 def test_the_oldest_redis_wraps_its_trouble_which_is_waited_out_too(change: str) -> None:
     with RedisServer(executable=bundled_binary()) as server:

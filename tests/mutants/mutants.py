@@ -1,5 +1,7 @@
 """The ten bugs that first versions have, each planted by changing one text of the product, and who notices.
 
+A bug that can be made in several places is planted in each of them.
+
 A mutant's old text has to be found exactly once in its file: one that does not fit any more fails loudly.
 """
 
@@ -24,8 +26,12 @@ _TESTS = {
     "behind": ("unit/test_pipeline_gaps", "nothing_closes_before_it_has_read_to_the_end_it_was_told"),
     "stalled": ("unit/test_pipeline_gaps", "a_stall_of_the_process_starts_the_full_timeout_anew"),
     "signal": ("unit/test_worker_signals", "a_signal_sets_a_flag_and_raises_nothing"),
+    "locks": ("integration/scripts/test_acquire", "fenced_by_a_newer_epoch_and_by_another_owner"),
+    "renews": ("integration/scripts/test_ownership", "renew_and_release_are_fenced"),
     "retry": ("integration/scripts/test_finalize", "same_call_again_writes_nothing_and_answers_the_same"),
     "noscript": ("integration/test_channel", "flushed_scripts_are_loaded_again_in_order"),
+    "amidst": ("integration/test_channel", "an_error_amidst_a_batch_is_waited_out_by_what_follows"),
+    "answer": ("unit/test_acceptance", "nobody_is_answered_before_kafka_has_acknowledged"),
     "delivery": ("unit/test_pipeline_floor", "a_dead_letter_holds_the_floor_until_kafka_has_acknowledged_it"),
 }
 SEEDS = {
@@ -41,6 +47,7 @@ KILLERS: dict[str, tuple[str, ...]] = {
     },
     **{name: ("-m", "tests.simulation.run", *arguments) for name, arguments in SEEDS.items()},
 }
+_FENCE = "if stored_epoch > epoch or stored[2] ~= ARGV[2] then\n"
 
 MUTANTS = (
     Mutant(
@@ -117,16 +124,37 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "6 passes over one error of a batch",
+        "one call of a pipeline was refused, and what follows it is taken for the rest",
+        "amidst",
+        (
+            (
+                "store/channel.py",
+                "        if trouble or item is None:\n",
+                "        if trouble and item is not None:\n"
+                "            self._pending.popleft()\n"
+                "            self._done.append((item.request, None))\n"
+                "        elif trouble or item is None:\n",
+            ),
+        ),
+    ),
+    Mutant(
         "7 writes after it was replaced",
         "no fence: a worker that was stopped and replaced goes on where it was",
         "zombies",
-        (
-            (
-                "store/lua/finalize_events.lua",
-                "if stored_epoch > epoch or stored[2] ~= ARGV[2] then\n",
-                "if false then\n",
-            ),
-        ),
+        (("store/lua/finalize_events.lua", _FENCE, "if false then\n"),),
+    ),
+    Mutant(
+        "7 locks after it was replaced",
+        "no fence: a worker that was replaced takes locks, and runs what they are for",
+        "locks",
+        (("store/lua/acquire_events.lua", _FENCE, "if false then\n"),),
+    ),
+    Mutant(
+        "7 renews after it was replaced",
+        "no fence: a worker that was replaced keeps locks and the lease alive",
+        "renews",
+        (("store/lua/renew_partition.lua", _FENCE, "if false then\n"),),
     ),
     Mutant(
         "8 does not notice a failover",
@@ -149,6 +177,20 @@ MUTANTS = (
                 "settler.py",
                 "            del self._producing[entry.offset]\n            self.settle(entry.offset)\n",
                 "            del self._producing[entry.offset]\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "9 answers before the delivery report",
+        "202 is given when the event is produced, not when Kafka has acknowledged it",
+        "answer",
+        (
+            (
+                "ingest/acceptance.py",
+                "await self._publisher.publish([event.record() for event in events], timeout_s)\n",
+                "[''] * len(events)\n"
+                "        records = [event.record() for event in events]\n"
+                "        self._sent = asyncio.ensure_future(self._publisher.publish(records, timeout_s))\n",
             ),
         ),
     ),

@@ -88,6 +88,8 @@ class World:
     async def publish(self, records: Sequence[Outgoing], timeout_s: float) -> list[str]:
         assert timeout_s <= TIMEOUT_MS / 1000
         self.produced += records
+        while "kafka" in self.hangs:
+            await asyncio.sleep(0.001)
         return [self.fates.get(index, "") for index in range(len(records))]
 
     def one(self, sender: Sender = KEYED) -> Posted:
@@ -100,6 +102,24 @@ class World:
         events = self.reader.read_batch(body)
         self._wait(self._acceptance.take(events, body, sender, False))
         return [event.state for event in events]
+
+    def before_kafka_answers(self, event: Posted) -> str:
+        """The event's state once it is produced and everybody but Kafka has had the time to go on."""
+
+        async def look() -> str:
+            self.hangs.add("kafka")
+            taking = asyncio.create_task(self._acceptance.take([event], BODY, KEYED, True))
+            while not self.produced:
+                await asyncio.sleep(0.001)
+            await asyncio.wait({taking}, timeout=TIMEOUT_MS / 10_000)
+            seen = event.state
+            assert not taking.done()
+            assert self.settled == []
+            self.hangs.clear()
+            await taking
+            return seen
+
+        return asyncio.run(asyncio.wait_for(look(), PATIENCE_S))
 
     def _wait(self, taking: Coroutine[Any, Any, None]) -> None:
         try:
@@ -123,6 +143,14 @@ def test_a_redis_that_does_not_answer_refuses_the_request_and_nothing_is_produce
     assert (refused.value.status, refused.value.retry_after_s) == (503, 1)
     assert world.produced == []
     assert world.settled == ([("drop", "f")] if hangs == {"quota"} else [])
+
+
+def test_nobody_is_answered_before_kafka_has_acknowledged() -> None:
+    world = World()
+    event = world.reader.read_one(BODY)
+    assert world.before_kafka_answers(event) == ""
+    assert event.state == "accepted"
+    assert world.settled == [("done", "a")]
 
 
 def test_what_was_acknowledged_is_accepted_though_redis_cannot_be_told_of_it() -> None:

@@ -22,6 +22,7 @@ from redis.retry import Retry
 from eventproc.audit.report import Report
 from eventproc.audit.run import audit
 from eventproc.errors import EventprocError
+from eventproc.handlers import BUILT_IN
 from eventproc.metrics import Board, Page
 from eventproc.spawn import owner_supervisor
 from eventproc.workload import Produced, Workload, produce
@@ -384,7 +385,10 @@ class Ground:
         assert self.hosts[0].locks() == []
 
     def judge(self) -> Report:
-        """The checker's report on all that was produced, with the handlers' own records of their runs."""
+        """The checker's report on all that was produced, with the handlers' own records of their runs.
+
+        Whichever handler it was, it has to have done as the built-in one does.
+        """
         runs = self.folder / "runs"
         runs.mkdir(exist_ok=True)
         for host in self.hosts:
@@ -392,7 +396,8 @@ class Ground:
                 name = runs / f"{host.folder.name}-{path.name}"
                 if not name.exists():
                     os.link(path, name)
-        return audit(self.hosts[0].settings, ledger=self.ledger, runs=runs, crashed=True)
+        settings = self.hosts[0].settings.model_copy(update={"handler": BUILT_IN})
+        return audit(settings, ledger=self.ledger, runs=runs, crashed=True)
 
 
 @contextlib.contextmanager

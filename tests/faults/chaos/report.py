@@ -29,6 +29,7 @@ class RoundReport:
 
     number: int
     lossy: bool
+    configuration: str
     records: int = 0
     seconds: float = 0.0
     totals: dict[str, int] = field(default_factory=dict)
@@ -39,7 +40,8 @@ class RoundReport:
         kind = "lossy" if self.lossy else "strict"
         rate = self.records / self.seconds if self.seconds else 0.0
         found = f"{len(self.problems)} PROBLEMS" if self.problems else "clean"
-        return f"round {self.number} ({kind}): {self.records:,} records, {rate:,.0f}/s to the end: {found}"
+        name = f"round {self.number} ({kind}; {self.configuration})"
+        return f"{name}: {self.records:,} records, {rate:,.0f}/s to the end: {found}"
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """Chaos: all faults mixed at random over a load, round after round, each judged by the checker.
 
-A round has a topic, a Redis and two hosts of its own. In most of them nothing may be told apart from a run
-without faults; every third is lossy: there Redis forgets, and the workload is one of which the log alone
-decides what comes of it, so that the checker can still judge every event.
+A round has a topic, a Redis, two hosts and a configuration of its own. In most of them nothing may be told
+apart from a run without faults; every third is lossy: there Redis forgets, and the workload is one of which
+the log alone decides what comes of it, so that the checker can still judge every event.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eventproc.workload import Workload
+from tests.faults.chaos.configurations import draw
 from tests.faults.chaos.ground import Ground
 from tests.faults.chaos.registry import MIXED, Fault
 from tests.faults.chaos.report import ChaosReport, Injected, RoundReport
@@ -118,6 +119,7 @@ class _Round:
         missed_are_lossy = any(MIXED[name].loss != "nothing" for name in report.missed)
         self._lossy = missed_are_lossy if only_missed else number % 3 == 2
         self._rng = random.Random(f"{plan.seed}/{number}")
+        self._configuration = draw(self._rng)
         self._kinds = kinds_for(self._lossy)
         self._deck: list[Fault] = []
         self._active: dict[Fault, Future[None]] = {}
@@ -130,9 +132,10 @@ class _Round:
         folder = self._plan.keep / f"seed-{self._plan.seed}-round-{self._number}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        result = RoundReport(self._number, self._lossy)
+        result = RoundReport(self._number, self._lossy, str(self._configuration))
+        settings = self._configuration.settings
         try:
-            with Ground(self._servers, folder, partitions=PARTITIONS, hosts=HOSTS) as ground:
+            with Ground(self._servers, folder, partitions=PARTITIONS, hosts=HOSTS, **settings) as ground:
                 self._carry_out(ground, result)
         except Exception:  # whatever it is, it is a finding
             self._problems.append(traceback.format_exc())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from eventproc.broker.producer import EventProducer
@@ -126,6 +127,28 @@ def test_dead_letter_with_other_bytes(
     report = check(world)
     only(report, "dlq")
     assert "other bytes" in report.examples["dlq"][0]
+
+
+def test_conflicts_that_ran_before_they_were_known(
+    embedded_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path
+) -> None:
+    """As with `locking = partition` (CONTRACT section 6), and with that alone."""
+
+    class Running(World):
+        def _letter(
+            self, message: Any, id: str, reason: Any, error: str, attempts: int, user: str, seq: int
+        ) -> None:
+            if reason == "id_conflict":
+                attempts = 1
+                self._lines.append(f"{user}\t{seq}\t{orjson.loads(message.value())['id']}\t1\tok\n")
+            super()._letter(message, id, reason, error, attempts, user, seq)
+
+    world = build(embedded_broker, server, tmp_path, Running)
+    assert set(check(world).counts) == {"dlq", "doubled"}
+    settings = world.settings.model_copy(update={"locking": "partition"})
+    report = check(world, settings=settings)
+    assert report.clean, report.examples
+    assert report.totals.conflicts == 4
 
 
 def test_dead_letter_from_nowhere(
