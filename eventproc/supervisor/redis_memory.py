@@ -53,5 +53,5 @@ class FullTooSoon:
             bytes_per_event=self._page.get("redis_bytes_per_event"),
             used_mib=round(used / _MIB),
             maxmemory_mib=round(limit / _MIB),
-            remedy=f"raise Redis' maxmemory to {needed_mib} MiB at least, or lower event_ttl_s and dedup_ttl_s",
+            remedy=f"raise Redis' maxmemory to {needed_mib} MiB, or lower event_ttl_s and dedup_ttl_s",
         )
