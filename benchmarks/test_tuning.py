@@ -25,7 +25,7 @@ from eventproc.workload import Workload
 pytestmark = pytest.mark.timeout(1800)
 
 ROUNDS = 1 if SMOKE else 3
-USERS = 100 if SMOKE else 2000
+USERS = 100 if SMOKE else 1000
 EVENTS = 40 * USERS
 _LEAST_S = 0.01
 

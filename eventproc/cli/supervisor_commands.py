@@ -114,8 +114,8 @@ def _print_table(found: dict[str, Any]) -> None:
     print(f"topic {own['topic']}, group {own['group']}, monitor {monitor.get('url') or 'not up'}")
     if own["api"]:
         print(f"ingest API {own['api']['url'] or 'not up'}")
-    if own["redis"]:
-        print(_redis_line(own["redis"]))
+    if redis := own.get("redis"):  # a supervisor of an older version does not tell
+        print(_redis_line(redis))
     print_table(
         _COLUMNS,
         [
