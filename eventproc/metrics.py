@@ -58,6 +58,7 @@ Gauge = Literal[
     "redis_bytes_used",
     "redis_maxmemory",
     "redis_bytes_per_event",
+    "redis_full_s",
 ]
 Histogram = Literal["latency_ms", "hold_ms", "handler_ms", "acquire_batch_events", "finalize_batch_events"]
 Scope = Literal["partition", "deployment"]
@@ -97,6 +98,7 @@ class Metric:
     values: tuple[str, ...] = ("",)
     buckets: tuple[float, ...] = ()
     scope: Scope = "partition"
+    absent_at_zero: bool = False  # 0: not known, and not shown
 
 
 def _counter(
@@ -108,6 +110,12 @@ def _counter(
 
 def _gauge(name: Gauge, help: str, exposed: str = "", scale: float = 1, scope: Scope = "partition") -> Metric:
     return Metric(name, "gauge", help, f"eventproc_{exposed or name}", scale, scope=scope)
+
+
+def _estimate(name: Gauge, help: str, exposed: str = "") -> Metric:
+    return Metric(
+        name, "gauge", help, f"eventproc_{exposed or name}", scope="deployment", absent_at_zero=True
+    )
 
 
 def _histogram(
@@ -157,10 +165,16 @@ METRICS: tuple[Metric, ...] = (
     _gauge(
         "redis_maxmemory", "memory Redis may use, 0: unlimited", "redis_maxmemory_bytes", scope="deployment"
     ),
-    _gauge(
+    _estimate(
         "redis_bytes_per_event",
-        "growth of Redis' used_memory since the monitor started, divided by the events finalized since",
-        scope="deployment",
+        "growth of Redis' memory in the last five minutes, divided by the events finalized in them;"
+        " absent while unknown, or nothing grows",
+    ),
+    _estimate(
+        "redis_full_s",
+        "when Redis will have reached maxmemory if it goes on growing as in the last five minutes;"
+        " absent while unknown, without maxmemory, or nothing grows",
+        "redis_seconds_until_maxmemory",
     ),
     _histogram("latency_ms", "record timestamp to final outcome", _LATENCY_MS, "latency_seconds", _MS),
     _histogram("hold_ms", "time in the reorder buffer", _HOLD_MS, "hold_seconds", _MS),

@@ -114,6 +114,8 @@ def _print_table(found: dict[str, Any]) -> None:
     print(f"topic {own['topic']}, group {own['group']}, monitor {monitor.get('url') or 'not up'}")
     if own["api"]:
         print(f"ingest API {own['api']['url'] or 'not up'}")
+    if redis := own.get("redis"):  # a supervisor of an older version does not tell
+        print(_redis_line(redis))
     print_table(
         _COLUMNS,
         [
@@ -140,6 +142,24 @@ def _print_table(found: dict[str, Any]) -> None:
                 f"partition {worker['partition']}: {worker['dead_letters']} dead letters,"
                 f" {worker['dead_letters_per_s']:g}/s; the last: {worker['last_dead_letter']}"
             )
+
+
+def _redis_line(redis: dict[str, Any]) -> str:
+    """Memory, and where it goes; nothing is said of what is not known."""
+    limit = redis["maxmemory_bytes"]
+    words = [
+        f"Redis uses {_size(redis['used_bytes'])}" + (f" of {_size(limit)}" if limit else ", no maxmemory")
+    ]
+    if redis["bytes_per_event"] is not None:
+        words.append(f"{redis['bytes_per_event']} bytes per event")
+    if redis["hours_until_maxmemory"] is not None:
+        words.append(f"full in {_duration(3600 * redis['hours_until_maxmemory'])} at the current rate")
+    return ", ".join(words)
+
+
+def _size(size_bytes: int) -> str:
+    mib = size_bytes / 2**20
+    return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
 def _duration(seconds: float) -> str:

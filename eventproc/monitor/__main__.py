@@ -35,8 +35,9 @@ def serve(spec: MonitorSpec) -> None:
     settings = Settings(**spec.settings)
     board = Board.open(spec.board_fd, len(spec.partitions))
     try:
-        watch = MemoryWatch(board, MemoryProbe(settings))
-        app = build_app(board, spec.partitions, settings, SystemClock(), watch)
+        clock = SystemClock()
+        watch = MemoryWatch(board, MemoryProbe(settings), clock)
+        app = build_app(board, spec.partitions, settings, clock, watch)
         server = _Server(_config(app))
         signal.signal(signal.SIGTERM, server.handle_exit)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

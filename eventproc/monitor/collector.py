@@ -99,7 +99,8 @@ def _histogram(metric: metrics.Metric, pages: _Pages) -> Metric:
 
 def _deployment_gauge(metric: metrics.Metric, page: Page) -> Metric:
     value = page.get(metric.name) * metric.scale  # type: ignore[arg-type]
-    return GaugeMetricFamily(metric.exposed, metric.help, value=value)
+    absent = metric.absent_at_zero and not value
+    return GaugeMetricFamily(metric.exposed, metric.help, value=None if absent else value)
 
 
 _FAMILY: dict[str, Callable[[metrics.Metric, _Pages], Metric]] = {

@@ -21,6 +21,7 @@ from eventproc.spawn import ApiSpec, MonitorSpec, ProcessIdentity
 from eventproc.supervisor import preparation
 from eventproc.supervisor.control import Answers, ControlServer
 from eventproc.supervisor.preparation import Embed, Server, error_of
+from eventproc.supervisor.redis_memory import FullTooSoon, told
 from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
 from eventproc.supervisor.serving_child import API, MONITOR, ServingChild
 from eventproc.supervisor.spare_worker import SpareWorker
@@ -172,12 +173,15 @@ class Supervisor:
             self._spawn(slot.run())
 
     async def _watch(self) -> None:
+        assert self._board is not None
+        full_too_soon = FullTooSoon(self._board.deployment, self._settings, self._log)
         standing_by: set[int] = set()
         tick = 0
         while True:
             if tick % _RATE_TICKS == 0:
                 for slot in self._slots:
                     slot.sample()
+                full_too_soon.look()
             tick += 1
             for slot in self._slots:
                 if slot.page.state != "standby":
@@ -313,6 +317,7 @@ class Supervisor:
                 "redis_url": settings.redis_url.get_secret_value() if self._embedded else None,
                 "monitor": self._monitor.status() if self._monitor else None,
                 "api": self._api.status() if self._api else None,
+                "redis": told(self._board.deployment) if self._board else None,
             },
             "workers": [slot.status() for slot in self._slots],
         }

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis as StrictRedis
 
 from eventproc.clock import SystemClock
 from eventproc.metrics import METRICS, Board
@@ -228,7 +229,36 @@ def test_every_metric_is_exposed(monitor: Monitor) -> None:
         assert family.documentation == metric.help
         if metric.kind != "histogram":
             per_partition = len(metric.values) * len(PARTITIONS)
-            assert len(family.samples) == (1 if metric.scope == "deployment" else per_partition)
+            once = 0 if metric.absent_at_zero else 1
+            assert len(family.samples) == (once if metric.scope == "deployment" else per_partition)
+
+
+def test_bytes_per_event_and_when_redis_is_full(monitor: Monitor, board: Board, redis: Redis) -> None:
+    def read() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        return samples(monitor.get("/metrics")[2])
+
+    per_event = ("eventproc_redis_bytes_per_event", ())
+    full_s = ("eventproc_redis_seconds_until_maxmemory", ())
+    found = until(read, lambda got: got["eventproc_redis_used_bytes", ()] > 0)
+    assert per_event not in found  # nothing was made final yet
+    assert full_s not in found
+    with StrictRedis(unix_socket_path=str(redis.socket)) as client:
+        client.config_set("maxmemory", 64 * 2**20)
+        with client.pipeline(transaction=False) as pipe:
+            for number in range(4000):
+                pipe.set(f"key:{number}", b"x" * 1000)
+            pipe.execute()
+        board.page(0).inc("events", 4000, "processed")
+        found = until(read, lambda got: per_event in got)
+        assert found["eventproc_redis_maxmemory_bytes", ()] == 64 * 2**20
+        assert 1000 < found[per_event] < 1300
+        left = 64 * 2**20 - found["eventproc_redis_used_bytes", ()]
+        # 4000 events between the first reading and one of the two after it, as a rule 5 s each
+        assert 4 < found[full_s] * found[per_event] * 4000 / left < 15
+        client.config_set("maxmemory", 0)
+        found = until(read, lambda got: full_s not in got)
+        assert found[per_event] > 0
+        assert found["eventproc_redis_maxmemory_bytes", ()] == 0
 
 
 def test_openmetrics_for_who_asks(monitor: Monitor) -> None:

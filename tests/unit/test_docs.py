@@ -1,4 +1,4 @@
-"""The README says what is so: settings, exit codes, targets, commands, links."""
+"""The README and docs/tuning.md say what is so: settings, metrics, exit codes, targets, commands, links."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from eventproc import errors
-from eventproc.metrics import METRICS, STATES
+from eventproc.clock import SystemClock
+from eventproc.metrics import STATES, Board
+from eventproc.monitor.collector import BoardCollector
 from eventproc.settings import Settings
 from scripts.settings_table import between, main, table
 
@@ -27,12 +29,20 @@ SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
     "scripts"
 ]
 
-#: What stands in code: fenced blocks line by line, and `inline` spans.
-CODE = [
-    piece
-    for block, inline in re.findall(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", README, re.DOTALL)
-    for piece in (block.splitlines() if block else [inline])
-]
+TUNING = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code_in(text: str) -> list[str]:
+    """What stands in code: fenced blocks line by line, and `inline` spans."""
+    return [
+        piece
+        for block, inline in re.findall(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
+        for piece in (block.splitlines() if block else [inline])
+    ]
+
+
+CODE = code_in(README)
 
 
 def targets() -> set[str]:
@@ -96,11 +106,53 @@ def test_every_setting_that_is_named_exists() -> None:
     assert named - elsewhere - Settings.model_fields.keys() == set()
 
 
+def exposed() -> set[str]:
+    """Every metric that /metrics has, by the names that queries use."""
+    board = Board.create(1)
+    try:
+        board.page(0).beat(1)
+        families = list(BoardCollector(board, [0], SystemClock()).collect())
+    finally:
+        board.close()
+    suffix = {"counter": "_total", "info": "_info"}
+    return {family.name + suffix.get(family.type, "") for family in families}
+
+
 def test_every_metric_that_is_named_exists() -> None:
     named = {name for code in CODE for name in re.findall(r"eventproc_\w+", code)}
-    exposed = {m.exposed + ("_total" if m.kind == "counter" else "") for m in METRICS}
     assert named
-    assert named - exposed == set()
+    assert named - exposed() == set()
+
+
+def test_tuning_explains_every_metric_and_no_other() -> None:
+    rows = "".join(re.findall(r"^\| (`eventproc_.+?) \|", TUNING, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", rows)) == exposed()
+    named = {name for code in code_in(TUNING) for name in re.findall(r"eventproc_\w+", code)}
+    assert named <= exposed()
+
+
+def test_tuning_names_only_settings_that_exist() -> None:
+    """Bold is what is recommended; in code, whatever looks like a setting."""
+    elsewhere = {"finalize_events", "acquire_events"}  # scripts
+    words = {re.split(r"[ =]", code)[0] for code in code_in(TUNING)}
+    named = {word for word in words if re.fullmatch(r"[a-z]+(_[a-z]+)+", word)}
+    named = {word for word in named if not word.startswith("eventproc_")}
+    assert len(named) > 20
+    assert named - elsewhere - Settings.model_fields.keys() == set()
+
+
+def test_the_values_that_tuning_sets_are_valid() -> None:
+    chosen = [code for code in code_in(TUNING) if re.fullmatch(r"\w+ = \S+", code)]
+    assert chosen
+    for assignment in chosen:
+        assert Settings(**tomllib.loads(assignment))
+
+
+def test_the_defaults_that_tuning_tells_are_the_defaults() -> None:
+    told = re.findall(r"`(\w+)`(?:\*\*)? \((\d[\d,]*|true|false)[,)]", TUNING)
+    assert len(told) > 10
+    for name, value in told:
+        assert str(Settings.model_fields[name].default).lower() == value.replace(",", ""), name
 
 
 def test_every_state_is_explained() -> None:
@@ -161,11 +213,19 @@ def test_the_handler_example_uses_what_is_exported() -> None:
     assert [name for name in names if not hasattr(package, name)] == []
 
 
-def test_every_link_leads_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    links = {(ROOT / link).resolve() for link in re.findall(r"\]\(([^)#:]+)\)", README)}
+    assert set(PAGES[1:]) <= links
 
 
 def test_nothing_is_left_to_be_pasted() -> None:
-    assert "TODO" not in README
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "TODO" not in text
+        assert "@@" not in text
