@@ -254,7 +254,7 @@ _LOOKED_UP = ("below", "stale", "seq_jump", "misrouted")
 #: What may happen too, but needs two rare things to meet in one event: no run fails for missing it.
 RARE = frozenset(
     [f"acquire: FINAL {how}, looked up {why}" for how in _FINALS for why in _LOOKED_UP]
-    + [f"acquire: FINAL as {how} here, looked up {why}" for how in _FINALS[1:3] for why in _LOOKED_UP]
+    + [f"acquire: FINAL {how} here, looked up {why}" for how in _FINALS[1:3] for why in _LOOKED_UP]
     + [
         f"acquire: {verdict}, looked up {why}"
         for verdict in ("FOREIGN", "LATE", "LOCKED")
