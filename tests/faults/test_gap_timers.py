@@ -6,7 +6,6 @@ Beside these: test_ownership.py has a Redis that is seen to be away and a killed
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -206,7 +205,7 @@ def test_an_open_transaction_holds_it_open(
 def test_a_true_gap_on_a_silent_partition_closes_in_time(
     kind: str, request: pytest.FixtureRequest, deploy: Deploy
 ) -> None:
-    """Seven times, and the median counts: this host does other things as well."""
+    """Seven times, and each counts: the bound holds on a busy host, too."""
     it = deploy(request.getfixturevalue(f"{kind}_broker"), gap_timeout_ms=GAP_TIMEOUT_MS, handler=ACT)
     it.start()
     late = []
@@ -218,5 +217,5 @@ def test_a_true_gap_on_a_silent_partition_closes_in_time(
         (begin_ms,) = [begin for id, _, begin, _ in it.times() if id == f"{user}-3"]
         late.append(begin_ms - acked_ms - GAP_TIMEOUT_MS)
     print(late)
-    assert statistics.median(late) <= LATE_MS, late
+    assert max(late) <= LATE_MS, late
     assert it.stop() == 0

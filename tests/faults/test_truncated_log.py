@@ -5,10 +5,12 @@ CONTRACT 6: a position outside the log ends the start, unless `on_offset_out_of_
 
 from __future__ import annotations
 
+from typing import Any
+
 import psutil  # type: ignore[import-untyped]
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from eventproc.workload import Workload
 from tests.faults.conftest import Deploy
@@ -91,10 +93,10 @@ def made_anew(it: Deployment) -> None:
     admin.delete_topics([it.topic])[it.topic].result(20)
 
     def created() -> bool:
-        failure = admin.create_topics([NewTopic(it.topic, it.partitions, 1)])[it.topic].exception(20)
-        if isinstance(failure, KafkaException):  # it is still being deleted
-            return bool(failure.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS)
-        return True
+        failure: Any = admin.create_topics([NewTopic(it.topic, it.partitions, 1)])[it.topic].exception(20)
+        if failure is not None:  # the old one is still being deleted
+            assert failure.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS, failure
+        return failure is None
 
     wait_for(created, 30, "the new topic")
 

@@ -56,26 +56,48 @@ def hosts(embedded_broker: BrokerUnderTest, tmp_path: Path) -> Iterator[Hosts]:
     server.close()
 
 
-def workload_for(it: Deployment) -> Workload:
-    return Workload(
-        topic=it.topic,
-        users=50,
-        shuffle_window=50,
-        duplicate_ratio=0.05,
-        failing_ratio=0.04,
-        unsequenced_ratio=0.02,
-        missing_seqs=2,
-        stale=3,
-        conflicts=3,
-        invalid_records=3,
-        rate=1000,
-    )
-
-
 def memory(server: RedisServer) -> dict[bytes, Any]:
     """All that Redis holds."""
     client = server.client()
     return {key: client.dump(key) for key in client.scan_iter(count=1000)}
+
+
+def stopped(it: Deployment, point: str, **mixed: Any) -> int:
+    """The worker that is stopped there under load, with work left behind for its successor."""
+    it.start(crash_at=f"{point}:{BEFORE_A_WRITE[point]}:stop:0")
+    look = stopped_worker(it, 0)
+    it.produce(Workload(topic=it.topic, users=50, shuffle_window=50, rate=1000, **mixed))
+    pid: int = it.until(look, f"the stop at {point}")
+    it.send(event("behind", 1))
+    return pid
+
+
+def woken(a: Deployment, pid: int, b: Deployment, floor: int) -> None:
+    """Replaced by the other host's worker, it wakes, changes nothing, and stands by; the other goes on.
+
+    No fence stops its commit to Kafka, which is that of a `floor` that Redis had.
+    """
+    b.start(crash_at="before_load:1:stop:0")
+    b.until(stopped_worker(b, 0), "the successor, before its first write")
+    taken = memory(b.server)
+
+    os.kill(pid, signal.SIGCONT)
+    a.until(lambda: a.worker()["state"] == "standby", "the zombie's end")
+    assert "has been taken by another owner" in a.log()
+    assert "fenced: another owner has the partition, standing by" in a.log()
+    assert memory(b.server) == taken
+    assert a.committed()[0] <= floor
+
+    os.kill(b.worker_pids()[0], signal.SIGCONT)
+    b.idle()
+    assert [a.worker()["state"], b.worker()["state"]] == ["standby", "running"]
+
+
+def ended(a: Deployment, b: Deployment) -> None:
+    """Both end in order, and leave nothing behind."""
+    assert a.stop() == b.stop() == 0
+    assert a.locks() == []
+    assert a.committed() == a.floors() == a.ends_of()
 
 
 @pytest.mark.parametrize(
@@ -86,31 +108,33 @@ def memory(server: RedisServer) -> dict[bytes, Any]:
 )
 def test_a_zombie_writes_nothing(point: str, configuration: Configuration, hosts: Hosts) -> None:
     a, b = hosts(configuration)
-    a.start(crash_at=f"{point}:{BEFORE_A_WRITE[point]}:stop:0")
-    look = stopped_worker(a, 0)
-    a.produce(workload_for(a))
-    pid = a.until(look, f"the stop at {point}")
-    a.send(event("behind", 1))  # there is work for its successor in any case
+    pid = stopped(
+        a,
+        point,
+        duplicate_ratio=0.05,
+        failing_ratio=0.04,
+        unsequenced_ratio=0.02,
+        missing_seqs=2,
+        stale=3,
+        conflicts=3,
+        invalid_records=3,
+    )
     before = a.hash(f"partition:{a.topic}:0")
-
-    b.start(crash_at="before_load:1:stop:0")
-    b.until(stopped_worker(b, 0), "the successor, before its first write")
-    taken = memory(b.server)
+    woken(a, pid, b, a.floors()[0])
     assert int(b.hash(f"partition:{b.topic}:0")["epoch"]) > int(before["epoch"])
-
-    os.kill(pid, signal.SIGCONT)
-    a.until(lambda: a.worker()["state"] == "standby", "the zombie's end")
-    assert "has been taken by another owner" in a.log()
-    assert "fenced: another owner has the partition, standing by" in a.log()
-    assert memory(b.server) == taken
-    assert a.committed()[0] <= a.floors()[0]
-
-    os.kill(b.worker_pids()[0], signal.SIGCONT)
-    b.idle()
-    assert [a.worker()["state"], b.worker()["state"]] == ["standby", "running"]
     totals = a.audit(crashed=True, ledger=False).totals
     assert totals.processed > 400
     assert totals.failed > 10
-    assert a.stop() == b.stop() == 0
-    assert a.locks() == []
-    assert a.committed() == a.floors() == a.ends_of()
+    ended(a, b)
+
+
+def test_a_zombie_writes_nothing_into_a_redis_that_was_emptied_meanwhile(hosts: Hosts) -> None:
+    """Its own claim is not there any more, nor is any revision: only its successor's epoch tells."""
+    a, b = hosts(Configuration("sync", "event"))
+    pid = stopped(a, "before_finalize")
+    floor = a.floors()[0]
+    a.redis.flushall()
+    woken(a, pid, b, floor)
+    assert "redis_was_empty" in b.log()
+    a.audit(crashed=True, ledger=False)
+    ended(a, b)
