@@ -62,6 +62,7 @@ from eventproc.suspects import Suspects
 
 LOCKED_RETRY_MS = 50
 PAUSE_COUNTS_MS = 1000  # not reading for longer stops the gap timers
+COMMIT_AGAIN_MS = 10_000  # no fence keeps a zombie's commit from taking Kafka's offset back
 
 
 class Pipeline:
@@ -828,6 +829,8 @@ class Pipeline:
         """Reply to Finalize. Raises Fenced."""
         if not self._finalizer.takes(request) or self._lost(reply.status):
             return
+        if now_ms - self._committed_ms >= COMMIT_AGAIN_MS:
+            self._committed = -1  # we are still the owner, and so is ours the commit that counts
         written = self._finalizer.on_finalized(request, reply, now_ms, wall_ms)
         self._waiting += self._ids.free_all(written.freed)
         if self._suspects:

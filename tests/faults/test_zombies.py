@@ -138,3 +138,14 @@ def test_a_zombie_writes_nothing_into_a_redis_that_was_emptied_meanwhile(hosts: 
     assert "redis_was_empty" in b.log()
     a.audit(crashed=True, ledger=False)
     ended(a, b)
+
+
+def test_a_zombies_commit_does_not_last(hosts: Hosts) -> None:
+    a, b = hosts(Configuration("sync", "event"))
+    pid = stopped(a, "before_commit")
+    b.start()
+    b.idle()
+    os.kill(pid, signal.SIGCONT)
+    a.until(lambda: a.worker()["state"] == "standby", "the zombie's end")
+    b.until(lambda: b.committed() == b.ends_of(), "the commit once more", 30)
+    ended(a, b)

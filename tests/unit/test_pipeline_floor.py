@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from eventproc.effects import Acquire, Commit, Finalize, Produce, Run
+from eventproc.pipeline import COMMIT_AGAIN_MS
 from tests.simulation.memory_store import MemoryStore
 from tests.unit.pipeline_driver import Driver, event, finalize_of
 
@@ -85,12 +86,26 @@ def test_only_what_redis_acknowledged_is_committed() -> None:
     assert driver.commits == [0, 1]
 
 
-def test_a_commit_follows_at_once_when_idle_and_is_not_repeated() -> None:
+def test_a_commit_follows_at_once_when_idle_and_is_not_repeated_soon() -> None:
     driver = Driver().own()
     driver.send(event("u", 1))
     driver.pass_ms(10)
     driver.pass_ms(5_000)
     assert driver.commits == [0, 1]
+
+
+def test_a_commit_is_repeated_when_redis_confirms_the_owner_since_a_zombie_may_have_taken_it_back() -> None:
+    driver = Driver().own()
+    driver.send(event("u", 1))
+    driver.pass_ms(10)
+    driver.hold(Finalize)
+    driver.pass_ms(COMMIT_AGAIN_MS)
+    assert driver.commits == [0, 1]  # nobody has said that it is still the owner
+    driver.free(Finalize)
+    driver.settle()
+    assert driver.commits == [0, 1, 1]
+    driver.pass_ms(COMMIT_AGAIN_MS - 1000)
+    assert driver.commits == [0, 1, 1]
 
 
 def test_under_load_a_commit_comes_no_oftener_than_the_interval_and_no_later() -> None:
