@@ -1,14 +1,13 @@
-"""Sends prepared calls over one connection for each partition, as workers do, and tells what they cost Redis.
+"""Sends prepared calls over one connection for each partition, and tells what they cost Redis.
 
-CPU time is what is compared. What Redis counts itself (INFO commandstats) is the time on the clock while a command
-runs: on a busy machine it holds the times in which Redis had no processor.
+CPU time is what is compared. What Redis counts itself (INFO commandstats) is the time on the clock while a
+command runs: on a busy machine it holds the times in which Redis had no processor.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -70,15 +69,19 @@ def calls(writer: Writer, batches: Iterable[Batch], *, locks: bool) -> list[Call
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What it took: CPU time of Redis, what it counts for the commands that came in, time on the clock."""
+    """CPU time of Redis, and what it counts: seconds by command, those that scripts call included."""
 
     cpu_s: float
-    stats_s: float
-    elapsed_s: float
+    counted: dict[str, float]
 
     def us(self, events: int) -> float:
         """CPU time of one event."""
         return self.cpu_s / events * 1e6
+
+    def counted_us(self, events: int) -> float:
+        """What Redis counts for one event, for the commands that came in."""
+        came = self.counted.get("evalsha") or sum(self.counted.values())
+        return came / events * 1e6
 
 
 def send(server: RedisServer, prepared: Sequence[Call]) -> Cost:
@@ -95,22 +98,17 @@ def send(server: RedisServer, prepared: Sequence[Call]) -> Cost:
             for partition in lanes
         }
         client.config_resetstat()
-        before_s, begun = cpu_s(server.pid), time.perf_counter()
+        before_s = cpu_s(server.pid)
         for turn in range(max(map(len, lanes.values()))):
             under_way = [(links[lane], sent[turn]) for lane, sent in lanes.items() if turn < len(sent)]
             for link, call in under_way:
                 link.socket.sendall(call.packed)
             for link, call in under_way:
                 link.receive(call.replies)
-        elapsed_s, used_s = time.perf_counter() - begun, cpu_s(server.pid) - before_s
-    return Cost(used_s, _counted_s(client.info("commandstats")), elapsed_s)
-
-
-def _counted_s(stats: dict[str, Any]) -> float:
-    """Of the commands that came in; those that a script calls are in the script's time."""
-    scripts = stats.get("cmdstat_evalsha")
-    counted = [scripts] if scripts else stats.values()
-    return sum(one["usec"] for one in counted) / 1e6
+        used_s = cpu_s(server.pid) - before_s
+    stats: dict[str, dict[str, Any]] = client.info("commandstats")
+    counted = {name.removeprefix("cmdstat_"): one["usec"] / 1e6 for name, one in stats.items()}
+    return Cost(used_s, {name: s for name, s in counted.items() if not name.startswith("config")})
 
 
 class _Link:

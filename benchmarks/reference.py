@@ -3,9 +3,8 @@
 FROZEN: figures of different commits are compared through it, so it must not change.
 
 An ordinary event is sequenced, in order, new, and processed at the first attempt. What acquire_events and
-finalize_events write for it is written here by plain commands in a pipeline: no script, no look-up, no fence, no
-revision, nothing atomic. A pipeline is what costs Redis least: a bare Lua script of the same commands took 1.0
-to 1.4 times as much with locks, 1.0 to 1.7 without (docs/performance.md).
+finalize_events write for it is written here by plain commands in a pipeline: no script, no look-up, no fence,
+no revision, nothing atomic. That costs Redis least; a bare Lua script of the same commands takes more.
 
     each event   SET inflight:<id> NX PXAT    only with locks
                  HSET event:<id>, PEXPIREAT event:<id>, SET dedup:<id> PXAT

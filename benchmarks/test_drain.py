@@ -4,12 +4,12 @@ The workers are ready on an empty topic and are stopped (SIGSTOP) while the back
 starts just before they go on, so before the first fetch, and ends when the last event is final in Redis,
 with a resolution of `POLL_S`. Each round has a deployment of its own, and an audit after the clock.
 
-The bars: 50,000 events/s at 5,000 users, and 50 users no slower (at least 0.9 of it, in the same run); Redis busy
-for 0.85 of the time; 8 us of CPU time per event in all workers, librdkafka's threads included, 6 with
+The bars: 50,000 events/s at 5,000 users, and 50 users no slower (at least 0.9 of it, in the same run); Redis
+busy for 0.85 of the time; 8 us of CPU time per event in all workers, librdkafka's threads included, 6 with
 `locking = partition`.
 
-"Busy" is the CPU time of Redis by the time on the clock. Its main thread has all of it: without persistence the
-others do nothing. On a machine with other work it is less than what Redis could have used.
+"Busy" is the CPU time of Redis by the time on the clock. Its main thread has all of it: without persistence
+the others do nothing. On a machine with other work it is less than what Redis could have used.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def drain(deployment: Deployment, events: int = EVENTS) -> Drain:
     return Drain(elapsed_s, used, sizes.sum / sizes.count, events)
 
 
-def largest_share(users: int) -> float:
+def largest_share(users: int, partitions: int) -> float:
     """Records of the fullest partition by those of the average one."""
     names = {record.user for record in Workload(users=users, events_per_user=1, shuffle_window=0).main()}
-    return max(Counter(partition_of(name, PARTITIONS) for name in names).values()) * PARTITIONS / users
+    return max(Counter(partition_of(name, partitions) for name in names).values()) * partitions / users
 
 
 @pytest.mark.parametrize(("locking", "shape"), RUNS)
@@ -133,7 +133,7 @@ def test_drain(benchmark: Any, figures: Figures, locking: str, shape: str) -> No
     figures.judge()
 
 
-def tell(figures: Figures, rounds: list[Drain], users: int) -> None:
+def tell(figures: Figures, rounds: list[Drain], users: int, partitions: int = PARTITIONS) -> None:
     """Medians of the rounds; us are CPU time per event."""
 
     events = rounds[0].events
@@ -151,6 +151,6 @@ def tell(figures: Figures, rounds: list[Drain], users: int) -> None:
         rounds="/".join(str(round(one.events_per_s)) for one in rounds),
         events=events,
         users=users,
-        largest_partition=round(largest_share(users), 2),
+        largest_partition=round(largest_share(users, partitions), 2),
         audit="clean",
     )

@@ -1,9 +1,10 @@
 """What a drain costs Redis, by what the bare commands cost it: benchmarks/reference.py.
 
-Runs alternate: a drain as in test_drain, on a deployment of its own; then the reference, on a Redis of its own, with
-the same events in batches of the mean size that the workers had; then eventproc's own scripts, sent just as the
-reference is. The last tells what part of the ratio is in the scripts, and what comes from the company: in a drain
-eight workers and the broker share processors and caches with Redis, and it waits for calls now and then.
+Runs alternate: a drain as in test_drain, on its own deployment; then the reference, on a Redis of its own,
+with the same events in batches of the mean size that the workers had; then eventproc's own scripts, sent just
+as the reference is. The last tells what part of the ratio is in the scripts, and what comes from the company:
+in a drain eight workers and the broker share processors and caches with Redis, and it waits for calls now and
+then.
 
 The bar: at most 1.15, for each locking mode, by the median of 7 runs.
 """
@@ -115,7 +116,7 @@ def test_reference(benchmark: Any, figures: Figures, locking: str, batch: int) -
     benchmark.pedantic(lambda: spent.append(cost("reference", work, locks=locks)), rounds=1)
     figures.add(
         cpu_us=round(spent[0].us(BATCH_EVENTS), 2),
-        commands_us=round(spent[0].stats_s / BATCH_EVENTS * 1e6, 2),
+        commands_us=round(spent[0].counted_us(BATCH_EVENTS), 2),
         events=BATCH_EVENTS,
     )
 
