@@ -70,4 +70,5 @@ class Reference:
 
 
 def _pack(batch: Batch, commands: Sequence[Command]) -> Call:
-    return Call(batch.partition, b"".join(map(hiredis.pack_command, commands)), len(commands))
+    packed = b"".join(hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]
+    return Call(batch.partition, packed, len(commands))
