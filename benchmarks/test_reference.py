@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,7 +22,7 @@ from benchmarks.deployment import PARTITIONS, SMOKE, Deployment
 from benchmarks.redis_load import Batch, Cost, Event, Writer, calls, send
 from benchmarks.reference import Reference
 from benchmarks.script_load import Scripts
-from benchmarks.test_drain import EVENTS, Drain, backlog, drain
+from benchmarks.test_drain import Drain, backlog, drain
 from eventproc._reorder import partition_of
 from tests.redis_server import RedisServer
 from tests.script_runner import values
@@ -30,9 +30,19 @@ from tests.script_runner import values
 pytestmark = pytest.mark.timeout(1800)
 
 RUNS = 1 if SMOKE else 7
+EVENTS = 4_000 if SMOKE else 100_000
 USERS = 200 if SMOKE else 5000
 BATCH_EVENTS = 1_000 if SMOKE else 50_000
 MOST_RATIO = 1.15
+
+
+class Run(NamedTuple):
+    """CPU us of Redis for an event, and the mean size of the drain's finalize calls."""
+
+    drain_us: float
+    reference_us: float
+    scripts_us: float
+    batch: float
 
 
 def batches(size: int, *, events: int = EVENTS, users: int = USERS) -> list[Batch]:
@@ -76,8 +86,8 @@ def one_drain(locking: str) -> Drain:
     """A backlog, drained by a deployment of its own and audited."""
     with Deployment(locking=locking) as deployment:
         with deployment.frozen():
-            deployment.produce(backlog(USERS))
-        drained = drain(deployment)
+            deployment.produce(backlog(USERS, EVENTS))
+        drained = drain(deployment, EVENTS)
         assert deployment.audit().totals.processed == EVENTS
     return drained
 
@@ -124,34 +134,31 @@ def test_reference(benchmark: Any, figures: Figures, locking: str, batch: int) -
 @pytest.mark.parametrize("locking", ["event", "partition"])
 def test_drain_by_reference(benchmark: Any, figures: Figures, locking: str) -> None:
     locks = locking == "event"
-    drained: list[float] = []
-    costs: dict[str, list[float]] = {"reference": [], "scripts": []}
-    sizes: list[int] = []
+    runs: list[Run] = []
 
     def run() -> None:
-        one = one_drain(locking)
-        drained.append(one.redis_us)
-        sizes.append(round(one.batch))
-        work = batches(sizes[-1])
-        for kind, found in costs.items():
-            found.append(cost(kind, work, locks=locks).us(EVENTS))
+        drained = one_drain(locking)
+        work = batches(round(drained.batch))
+        reference, scripts = (cost(kind, work, locks=locks).us(EVENTS) for kind in ("reference", "scripts"))
+        runs.append(Run(drained.redis_us, reference, scripts, drained.batch))
+        tell(figures, runs)
 
     benchmark.pedantic(run, rounds=RUNS)
-    ratios = [one / bare for one, bare in zip(drained, costs["reference"], strict=True)]
-    alone = [one / bare for one, bare in zip(costs["scripts"], costs["reference"], strict=True)]
-    ratio = statistics.median(ratios)
-    figures.add(
-        drain_us=round(statistics.median(drained), 2),
-        reference_us=round(statistics.median(costs["reference"]), 2),
-        scripts_us=round(statistics.median(costs["scripts"]), 2),
-        batch=round(statistics.median(sizes)),
-        ratio=round(ratio, 3),
-        ratios="/".join(f"{one:.2f}" for one in sorted(ratios)),
-        scripts_ratio=round(statistics.median(alone), 3),
-        scripts_ratios="/".join(f"{one:.2f}" for one in sorted(alone)),
-        events=EVENTS,
-        users=USERS,
-        runs=RUNS,
-    )
+    ratio = statistics.median(run.drain_us / run.reference_us for run in runs)
     figures.bar("Redis CPU by reference", ratio, most=MOST_RATIO)
     figures.judge()
+
+
+def tell(figures: Figures, runs: list[Run]) -> None:
+    """Medians, and each run's ratio."""
+    for name in Run._fields:
+        figures.add(**{name: round(statistics.median(getattr(run, name) for run in runs), 2)})
+    for name in ("drain", "scripts"):
+        ratios = sorted(getattr(run, f"{name}_us") / run.reference_us for run in runs)
+        figures.add(
+            **{
+                f"{name}_ratio": round(statistics.median(ratios), 3),
+                f"{name}_ratios": "/".join(f"{one:.2f}" for one in ratios),
+            }
+        )
+    figures.add(runs=len(runs), events=EVENTS, users=USERS, audit="clean")
