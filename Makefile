@@ -15,6 +15,8 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SEEDS ?= 20000
 BENCH_ARGS ?=
+OLD ?= .benchmarks/previous.json
+NEW ?= .benchmarks/last.json
 KAFKA_ARGS ?=
 MINUTES ?= 30
 SEED ?=
@@ -29,7 +31,7 @@ SHELL_SCRIPTS := .ci/run scripts/need
 .PHONY: help
 help: ## this list
 	@echo "usage: make TARGET"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "variables: PYTHON=$(PYTHON) (3.11 or newer), JOBS=$(JOBS) (test processes; 0: one after the other),"
 	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, KAFKA_ARGS, CHAOS_ARGS (passed on)"
 
@@ -74,9 +76,14 @@ mutants: $(EXTENSION) ## let every killer loose on every planted bug
 	$(PY) -m tests.mutants.matrix
 
 .PHONY: bench
-bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/
+bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/last.json, those before in previous.json
 	@mkdir -p .benchmarks
+	@if [ -e .benchmarks/last.json ]; then mv .benchmarks/last.json .benchmarks/previous.json; fi
 	$(PY) -m pytest benchmarks --benchmark-json=.benchmarks/last.json $(BENCH_ARGS)
+
+.PHONY: bench-compare
+bench-compare: $(EXTENSION) ## figures of the run OLD=.benchmarks/previous.json beside those of NEW=….json
+	@$(PY) -m benchmarks.compare $(OLD) $(NEW)
 
 .PHONY: chaos
 chaos: $(EXTENSION) ## all faults mixed over a load for MINUTES=30 from SEED=…, then the audit; report in .chaos/

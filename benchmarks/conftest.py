@@ -74,10 +74,23 @@ class Figures:
         """Figures by name; units are in the names."""
         self._extra_info.update(values)
 
-    def bar(self, what: str, value: float, *, least: float | None = None, below: float | None = None) -> None:
-        """Note whether a bar is cleared: `value` is at least, or below."""
-        good = (least is None or value >= least) and (below is None or value < below)
-        wanted = f"at least {_shown(least)}" if least is not None else f"below {_shown(below)}"
+    def bar(
+        self,
+        what: str,
+        value: float,
+        *,
+        least: float | None = None,
+        below: float | None = None,
+        most: float | None = None,
+    ) -> None:
+        """Note whether a bar is cleared: `value` is at least, below, or at most (one of them)."""
+        good = (
+            (least is None or value >= least)
+            and (below is None or value < below)
+            and (most is None or value <= most)
+        )
+        limits = {"at least": least, "below": below, "at most": most}
+        wanted = next(f"{name} {_shown(limit)}" for name, limit in limits.items() if limit is not None)
         verdict = "pass" if good else "FAIL"
         text = f"{what}: {_shown(value)}, {wanted}: {verdict}{' (smoke)' if SMOKE else ''}"
         self._extra_info.setdefault("bars", []).append(text)

@@ -87,11 +87,19 @@ class Deployment:
     """Workers for `PARTITIONS`, a broker and Redis; on entering it starts and owns every partition.
 
     The broker is the embedded one, unless a real `kafka` is given. `arguments` go to the command as well.
+    `partitions`: another number of them.
     `settings` override the defaults, whatever the environment says. Leaving ends every process and
     removes the folder with the ledger and the log.
     """
 
-    def __init__(self, *arguments: str, kafka: KafkaServer | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        kafka: KafkaServer | None = None,
+        partitions: int = PARTITIONS,
+        **settings: Any,
+    ) -> None:
+        self._partitions = partitions
         self._arguments = arguments if kafka else ("--embedded", *arguments)
         self._kafka = kafka
         self._resources = contextlib.ExitStack()
@@ -110,7 +118,7 @@ class Deployment:
             self._chosen = {
                 "runtime_dir": str(self._folder),
                 "monitor_port": 0,
-                "topic_partitions": PARTITIONS,
+                "topic_partitions": self._partitions,
                 "heartbeat_timeout_ms": 600_000,  # `freeze` is no hang
                 "log_level": "info",
                 **self._chosen,
@@ -174,7 +182,7 @@ class Deployment:
                 self._broker_pid = pid
             elif "redis" in command or "valkey" in command:
                 self._redis_pid = pid
-        assert len(self._workers) == PARTITIONS, self.picture()
+        assert len(self._workers) == self._partitions, self.picture()
         assert self._broker_pid, "the broker's process was not found"
         assert self._redis_pid, "Redis' process was not found"
 
@@ -184,7 +192,7 @@ class Deployment:
             if os.readlink(link).startswith(_BOARD):
                 fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
                 try:
-                    return Board(fd, PARTITIONS, owns_fd=True)
+                    return Board(fd, self._partitions, owns_fd=True)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -269,6 +277,11 @@ class Deployment:
         """Of all partitions together."""
         first, *others = [page.distribution(name) for page in self._board.pages()]
         return sum(others, first)
+
+    def workers_rss(self) -> list[int]:
+        """Resident memory of each worker, bytes."""
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._workers]
+        return [count * os.sysconf("SC_PAGE_SIZE") for count in pages]
 
     def usage(self) -> Usage:
         """CPU time so far."""

@@ -130,8 +130,12 @@ class ScriptRunner:
     def load(self, *users: str) -> list[UserState]:
         return cast(list[UserState], self.run(LoadUsers(list(users))))
 
+    def acquiring(self, *entries: Entry) -> Acquire:
+        """The request that `acquire` makes."""
+        return Acquire(self.epoch, self.owner, list(entries))
+
     def acquire(self, *entries: Entry) -> Acquired:
-        return cast(Acquired, self.run(Acquire(self.epoch, self.owner, list(entries))))
+        return cast(Acquired, self.run(self.acquiring(*entries)))
 
     def request(
         self,

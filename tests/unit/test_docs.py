@@ -46,7 +46,7 @@ CODE = code_in(README)
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 def help_of(name: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -165,12 +165,12 @@ def test_the_example_configuration_is_valid() -> None:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    named = {match for code in CODE for match in re.findall(r"^make ([a-z]+)", code)}
+    named = {match for code in CODE for match in re.findall(r"^make ([a-z-]+)", code)}
     assert {"demo", "test"} <= named <= targets()
 
 
 def test_make_help_lists_every_target() -> None:
-    described = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
+    described = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
     assert described == targets()
 
 
