@@ -15,6 +15,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SEEDS ?= 20000
 BENCH_ARGS ?=
+PEERS_ARGS ?=
 KAFKA_ARGS ?=
 MINUTES ?= 30
 SEED ?=
@@ -23,6 +24,7 @@ CHAOS_ARGS ?=
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXTENSION := $(VENV)/.extension
+PEERS_VENV := .venv-peers
 CYTHON := $(wildcard eventproc/*.pyx eventproc/*.pxd eventproc/*/*.pyx)
 SHELL_SCRIPTS := .ci/run scripts/need
 
@@ -31,7 +33,7 @@ help: ## this list
 	@echo "usage: make TARGET"
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 	@echo "variables: PYTHON=$(PYTHON) (3.11 or newer), JOBS=$(JOBS) (test processes; 0: one after the other),"
-	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, KAFKA_ARGS, CHAOS_ARGS (passed on)"
+	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, PEERS_ARGS, KAFKA_ARGS, CHAOS_ARGS (passed on)"
 
 # --- environment --------------------------------------------------------------------------------
 
@@ -77,6 +79,19 @@ mutants: $(EXTENSION) ## let every killer loose on every planted bug
 bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/
 	@mkdir -p .benchmarks
 	$(PY) -m pytest benchmarks --benchmark-json=.benchmarks/last.json $(BENCH_ARGS)
+
+# The peers' packages ask for a confluent-kafka of their own: they get an environment of their own.
+$(PEERS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PEERS_VENV)/bin/python -m pip install --quiet --group peers
+	@touch $@
+
+.PHONY: peers
+peers: $(EXTENSION) $(PEERS_VENV)/.ready ## eventproc beside its peers on a real Kafka: tables, and charts into docs/
+	@CI=true scripts/need redis kafka
+	$(PY) -m benchmarks.peers.compare --results .benchmarks/peers.json $(PEERS_ARGS)
+	$(PEERS_VENV)/bin/python -m benchmarks.peers.charts .benchmarks/peers.json docs
 
 .PHONY: chaos
 chaos: $(EXTENSION) ## all faults mixed over a load for MINUTES=30 from SEED=…, then the audit; report in .chaos/

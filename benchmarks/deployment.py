@@ -84,14 +84,23 @@ class Usage:
 
 
 class Deployment:
-    """Workers for `PARTITIONS`, a broker and Redis; on entering it starts and owns every partition.
+    """Workers for all `partitions`, a broker and Redis; on entering it starts and owns every partition.
 
-    The broker is the embedded one, unless a real `kafka` is given. `arguments` go to the command as well.
-    `settings` override the defaults, whatever the environment says. Leaving ends every process and
-    removes the folder with the ledger and the log.
+    Broker and Redis are the embedded ones, unless a real `kafka` is given; a `redis` may come with it.
+    `arguments` go to the command as well. `settings` override the defaults, whatever the environment says.
+    Leaving ends every process and removes the folder with the ledger and the log.
     """
 
-    def __init__(self, *arguments: str, kafka: KafkaServer | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        kafka: KafkaServer | None = None,
+        redis: RedisServer | None = None,
+        partitions: int = PARTITIONS,
+        **settings: Any,
+    ) -> None:
+        self._redis = redis
+        self._partitions = partitions
         self._arguments = arguments if kafka else ("--embedded", *arguments)
         self._kafka = kafka
         self._resources = contextlib.ExitStack()
@@ -110,13 +119,13 @@ class Deployment:
             self._chosen = {
                 "runtime_dir": str(self._folder),
                 "monitor_port": 0,
-                "topic_partitions": PARTITIONS,
+                "topic_partitions": self._partitions,
                 "heartbeat_timeout_ms": 600_000,  # `freeze` is no hang
                 "log_level": "info",
                 **self._chosen,
             }
             if self._kafka is not None:
-                server = resources.enter_context(RedisServer())
+                server = self._redis or resources.enter_context(RedisServer())
                 self._broker_pid, self._redis_pid = self._kafka.pid, server.pid
                 self._chosen |= {"kafka_bootstrap_servers": self._kafka.bootstrap, "redis_url": server.url}
             self._start(resources)
@@ -174,7 +183,7 @@ class Deployment:
                 self._broker_pid = pid
             elif "redis" in command or "valkey" in command:
                 self._redis_pid = pid
-        assert len(self._workers) == PARTITIONS, self.picture()
+        assert len(self._workers) == self._partitions, self.picture()
         assert self._broker_pid, "the broker's process was not found"
         assert self._redis_pid, "Redis' process was not found"
 
@@ -184,7 +193,7 @@ class Deployment:
             if os.readlink(link).startswith(_BOARD):
                 fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
                 try:
-                    return Board(fd, PARTITIONS, owns_fd=True)
+                    return Board(fd, self._partitions, owns_fd=True)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -269,6 +278,11 @@ class Deployment:
         """Of all partitions together."""
         first, *others = [page.distribution(name) for page in self._board.pages()]
         return sum(others, first)
+
+    def pids(self) -> list[int]:
+        """All processes of eventproc: the supervisor and its children, without broker and Redis."""
+        servers = (self._broker_pid, self._redis_pid)
+        return [self._process.pid, *(pid for pid in children(self._process.pid) if pid not in servers)]
 
     def usage(self) -> Usage:
         """CPU time so far."""
