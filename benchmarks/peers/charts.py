@@ -60,7 +60,7 @@ def draw_cpu(results: Results, path: Path) -> None:
     axes.barh(names, own, label="peer, all its processes")
     axes.barh(names, redis, left=own, label="Redis")
     axes.invert_yaxis()
-    axes.set_xlabel("us of CPU per event, at the best number of processes (in brackets)")
+    axes.set_xlabel("us of CPU per event, at the best number of processes")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, metadata=_METADATA)

@@ -16,15 +16,7 @@ from pathlib import Path
 
 from benchmarks.conftest import environment
 from benchmarks.peers.drain import PROGRAMS, THEIRS, Servers, drain
-from benchmarks.peers.results import (
-    ONE_CALL_PER_EVENT,
-    OURS,
-    TITLES,
-    Results,
-    bars,
-    cpu_table,
-    throughput_table,
-)
+from benchmarks.peers.results import ONE_CALL_PER_EVENT, OURS, TITLES, Results, tables
 from tests.kafka_server import KafkaServer, version, why_not
 from tests.redis_server import RedisServer
 
@@ -116,8 +108,7 @@ def main() -> int:
                         f"us CPU/event {run.peer_us:.1f} + {run.redis_us:.1f} Redis, load {run.load:.1f}",
                         flush=True,
                     )
-    for lines in (throughput_table(results), cpu_table(results), bars(results)):
-        print("", *lines, sep="\n")
+    print("", *tables(results), sep="\n")
     return 1 if failed else 0
 
 

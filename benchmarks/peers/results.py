@@ -1,7 +1,11 @@
-"""What a comparison measured, in a file; medians, spreads and tables of it. Imports nothing beyond Python."""
+"""What a comparison measured: medians, spreads, tables: `python -m benchmarks.peers.results FILE`.
+
+Imports nothing beyond Python, for both environments.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable
@@ -157,3 +161,26 @@ def bars(results: Results) -> list[str]:
             against = f"{ours[2]:,.0f} by {theirs[2]:,.0f} ({theirs[0]}, {theirs[1]} processes)"
             lines.append(f"| {TITLES[peer]}: {what} | {ratio:.2f}: {against} | {verdict} |")
     return lines
+
+
+def tables(results: Results) -> list[str]:
+    """All of it, as docs/performance.md shows it."""
+    counted = {(run.peer in ONE_CALL_PER_EVENT, run.events) for run in results.runs}
+    told = [f"environment: {json.dumps(results.environment)}", f"complete rounds: {results.rounds()}"]
+    told += [
+        f"{'a call per event' if by_call else 'the others'}: {events:,} events"
+        for by_call, events in sorted(counted)
+    ]
+    loads = sorted(run.load for run in results.runs)
+    told.append(f"load average {loads[0]:.1f} to {loads[-1]:.1f}, median {statistics.median(loads):.1f}")
+    return [*told, "", *throughput_table(results), "", *cpu_table(results), "", *bars(results)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    print(*tables(Results.read(parser.parse_args().results)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
