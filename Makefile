@@ -17,6 +17,7 @@ SEEDS ?= 20000
 BENCH_ARGS ?=
 OLD ?= .benchmarks/previous.json
 NEW ?= .benchmarks/last.json
+PEERS_ARGS ?=
 KAFKA_ARGS ?=
 MINUTES ?= 30
 SEED ?=
@@ -25,6 +26,7 @@ CHAOS_ARGS ?=
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXTENSION := $(VENV)/.extension
+PEERS_VENV := .venv-peers
 CYTHON := $(wildcard eventproc/*.pyx eventproc/*.pxd eventproc/*/*.pyx)
 SHELL_SCRIPTS := .ci/run scripts/need
 
@@ -33,7 +35,7 @@ help: ## this list
 	@echo "usage: make TARGET"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "variables: PYTHON=$(PYTHON) (3.11 or newer), JOBS=$(JOBS) (test processes; 0: one after the other),"
-	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, KAFKA_ARGS, CHAOS_ARGS (passed on)"
+	@echo "           PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, PEERS_ARGS, KAFKA_ARGS, CHAOS_ARGS (passed on)"
 
 # --- environment --------------------------------------------------------------------------------
 
@@ -84,6 +86,19 @@ bench: $(EXTENSION) ## benchmarks; results as JSON in .benchmarks/last.json, tho
 .PHONY: bench-compare
 bench-compare: $(EXTENSION) ## figures of the run OLD=.benchmarks/previous.json beside those of NEW=….json
 	@$(PY) -m benchmarks.compare $(OLD) $(NEW)
+
+# The peers' packages ask for a confluent-kafka of their own: they get an environment of their own.
+$(PEERS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PEERS_VENV)/bin/python -m pip install --quiet --group peers
+	@touch $@
+
+.PHONY: peers
+peers: $(EXTENSION) $(PEERS_VENV)/.ready ## eventproc beside its peers on a real Kafka: tables, and charts into docs/
+	@CI=true scripts/need redis kafka
+	$(PY) -m benchmarks.peers.compare --results .benchmarks/peers.json $(PEERS_ARGS)
+	$(PEERS_VENV)/bin/python -m benchmarks.peers.charts .benchmarks/peers.json docs
 
 .PHONY: chaos
 chaos: $(EXTENSION) ## all faults mixed over a load for MINUTES=30 from SEED=…, then the audit; report in .chaos/

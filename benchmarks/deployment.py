@@ -84,21 +84,23 @@ class Usage:
 
 
 class Deployment:
-    """Workers for `PARTITIONS`, a broker and Redis; on entering it starts and owns every partition.
+    """Workers for all `partitions`, a broker and Redis; on entering it starts and owns every partition.
 
-    The broker is the embedded one, unless a real `kafka` is given. `arguments` go to the command as well.
-    `partitions`: another number of them.
-    `settings` override the defaults, whatever the environment says. Leaving ends every process and
-    removes the folder with the ledger and the log.
+    Broker and Redis are the embedded ones, unless a real `kafka` is given; a `redis` may come with it.
+    `arguments` go to the command as well. `partitions`: another number of them. `settings` override the
+    defaults, whatever the environment says. Leaving ends every process and removes the folder with the
+    ledger and the log.
     """
 
     def __init__(
         self,
         *arguments: str,
         kafka: KafkaServer | None = None,
+        redis: RedisServer | None = None,
         partitions: int = PARTITIONS,
         **settings: Any,
     ) -> None:
+        self._redis = redis
         self._partitions = partitions
         self._arguments = arguments if kafka else ("--embedded", *arguments)
         self._kafka = kafka
@@ -124,7 +126,7 @@ class Deployment:
                 **self._chosen,
             }
             if self._kafka is not None:
-                server = resources.enter_context(RedisServer())
+                server = self._redis or resources.enter_context(RedisServer())
                 self._broker_pid, self._redis_pid = self._kafka.pid, server.pid
                 self._chosen |= {"kafka_bootstrap_servers": self._kafka.bootstrap, "redis_url": server.url}
             self._start(resources)
@@ -282,6 +284,11 @@ class Deployment:
         """Resident memory of each worker, bytes."""
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._workers]
         return [count * os.sysconf("SC_PAGE_SIZE") for count in pages]
+
+    def pids(self) -> list[int]:
+        """All processes of eventproc: the supervisor and its children, without broker and Redis."""
+        servers = (self._broker_pid, self._redis_pid)
+        return [self._process.pid, *(pid for pid in children(self._process.pid) if pid not in servers)]
 
     def usage(self) -> Usage:
         """CPU time so far."""
