@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from eventproc import batch
 from eventproc.async_runner import AsyncRunner
 from eventproc.clock import SystemClock
 from eventproc.effects import Ended, Entry
@@ -222,3 +223,44 @@ def test_one_that_will_not_be_cancelled_does_not_hold_up_the_end(runner: Make) -
     begun = time.monotonic()
     it.close()
     assert time.monotonic() - begun < 5
+
+
+def test_a_batch_is_one_call_and_all_of_it_runs_and_ends_at_once(runner: Make, slots: Slots) -> None:
+    calls: list[list[int]] = []
+    seen: list[dict[int, int]] = []
+
+    @batch
+    def handler(events: list[Event]) -> list[BaseException | None]:
+        calls.append([event.offset for event in events])
+        seen.append(dict(slots.runs))
+        return [ValueError("no") if event.offset == 2 else None for event in events]
+
+    it = runner(handler, 3)
+    it.begin([entry(1), entry(2), entry(3)])
+    ended = collected(it, 3)
+    it.begin([entry(4)])
+    ended += collected(it, 1)
+    assert calls == [[1, 2, 3], [4]]
+    assert [sorted(runs.values()) for runs in seen] == [[1, 2, 3], [4]]
+    assert [type(one.error) for one in ended] == [type(None), ValueError, type(None), type(None)]
+    assert (it.under_way, slots.runs) == (0, {})
+
+
+def test_a_sync_batch_that_takes_long_does_not_hold_up_who_waits_or_the_end(runner: Make) -> None:
+    release, entered = threading.Event(), threading.Event()
+
+    @batch
+    def handler(events: list[Event]) -> list[None]:
+        entered.set()
+        release.wait(60)
+        return [None for _ in events]
+
+    it = runner(handler)
+    it.begin([entry(1), entry(2)])
+    assert entered.wait(10)
+    assert it.collect() == []
+    assert it.under_way == 2
+    begun = time.monotonic()
+    it.close()
+    assert time.monotonic() - begun < 10
+    release.set()
