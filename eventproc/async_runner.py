@@ -38,7 +38,7 @@ class AsyncRunner:
         mark: Callable[[int, int, int], None],
         concurrency: int,
     ) -> None:
-        self._call = call_of(handler)
+        self._call = call_of(handler, concurrency)
         self._batches = is_batch(handler)
         self._partition = partition
         self._clock = clock

@@ -1,10 +1,14 @@
-"""How a handler that runs beside the worker's loop is called: on one event, or on all of a batch at once."""
+"""How a handler that runs beside the worker's loop is called: on one event, in a thread, or on a batch."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from eventproc.event import Event
@@ -18,11 +22,14 @@ Call = Callable[[list[Event]], Awaitable[Sequence[Failure]]]
 _SHOWN_CHARS = 200
 
 
-def call_of(handler: Handler) -> Call:
-    """The way in which this handler is called. Only one of batches is ever given more than one event."""
+def call_of(handler: Handler, threads: int) -> Call:
+    """The way in which this handler is called. Only one of batches is ever given more than one event.
+
+    A sync one of one event runs in that many threads.
+    """
     if is_batch(handler):
         return _OnBatch(handler)
-    return _OnOne(handler)
+    return _OnOne(handler) if is_async(handler) else _InThreads(handler, threads)
 
 
 def cleared(error: BaseException) -> BaseException:
@@ -44,6 +51,45 @@ class _OnOne:
         except BaseException as error:  # SystemExit and CancelledError too: they are the handler's
             return (cleared(error),)
         return (None,)
+
+
+class _InThreads:
+    """A sync handler of one event, in threads that end with the process.
+
+    They are daemons, as those of a ThreadPoolExecutor are not: one that never ends must not hold up the exit.
+    """
+
+    def __init__(self, handler: Handler, threads: int) -> None:
+        self._handler = handler
+        self._given: SimpleQueue[tuple[Event, asyncio.Future[Failure]]] = SimpleQueue()
+        for n in range(threads):
+            threading.Thread(target=self._serve, name=f"handler {n}", daemon=True).start()
+
+    async def __call__(self, events: list[Event]) -> Sequence[Failure]:
+        ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self._given.put((events[0], ended))
+        return (await ended,)
+
+    def _serve(self) -> None:
+        while True:
+            event, ended = self._given.get()
+            failure = self._outcome(event)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                ended.get_loop().call_soon_threadsafe(_tell, ended, failure)
+
+    def _outcome(self, event: Event) -> Failure:
+        try:
+            returned = self._handler(event)
+            if returned is not None and inspect.isawaitable(returned):
+                raise never_awaited(returned)
+        except BaseException as error:  # SystemExit too: the handler's end is not the thread's
+            return cleared(error)
+        return None
+
+
+def _tell(ended: asyncio.Future[Failure], failure: Failure) -> None:
+    if not ended.done():  # cancelled at the end
+        ended.set_result(failure)
 
 
 class _OnBatch:

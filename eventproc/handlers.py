@@ -130,7 +130,7 @@ def concurrency_of(handler: Handler, settings: Settings) -> int:
     """How many events it runs on at a time, one of each user; 0: on one, in the worker's own loop."""
     if is_batch(handler):
         return settings.handler_batch_max
-    return settings.concurrency if is_async(handler) else 0
+    return settings.concurrency if is_async(handler) else settings.handler_threads
 
 
 def _forms(handler: Any) -> tuple[Any, ...]:

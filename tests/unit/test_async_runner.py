@@ -264,3 +264,41 @@ def test_a_sync_batch_that_takes_long_does_not_hold_up_who_waits_or_the_end(runn
     it.close()
     assert time.monotonic() - begun < 10
     release.set()
+
+
+def test_sync_handlers_run_in_threads_beside_each_other_and_end_in_any_order(
+    runner: Make, slots: Slots
+) -> None:
+    together = threading.Barrier(3)
+    release = threading.Event()
+
+    def handler(event: Event) -> None:
+        if event.offset == 4:
+            raise SystemExit
+        together.wait(20)  # only three at a time pass it
+        if event.offset == 1:
+            release.wait(20)
+
+    it = runner(handler, 4)
+    it.begin([entry(1), entry(2), entry(3), entry(4)])
+    ended = collected(it, 3)
+    assert sorted(one.entry.offset for one in ended) == [2, 3, 4]
+    assert [type(one.error) for one in ended if one.entry.offset == 4] == [SystemExit]
+    assert list(slots.runs.values()) == [1]  # the slow one holds up nobody
+    release.set()
+    assert [one.entry.offset for one in collected(it, 1)] == [1]
+
+
+def test_a_thread_that_never_ends_does_not_hold_up_the_end(runner: Make) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def handler(event: Event) -> None:
+        entered.set()
+        release.wait(60)
+
+    it = runner(handler, 1)
+    it.begin([entry(1)])
+    assert entered.wait(10)
+    it.close()
+    assert not it._thread.is_alive()
+    release.set()

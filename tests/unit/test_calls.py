@@ -20,7 +20,7 @@ def given(n: int) -> list[Event]:
 
 def come_of(handler: Callable[..., Any], n: int = 3) -> list[BaseException | None]:
     async def call() -> list[BaseException | None]:
-        return list(await call_of(handler)(given(n)))
+        return list(await call_of(handler, 1)(given(n)))
 
     return asyncio.run(call())
 
@@ -131,3 +131,21 @@ def test_what_the_handler_does_to_its_list_changes_nothing() -> None:
         return outcomes
 
     assert come_of(handler) == [None] * 3
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, SystemExit, StopIteration])
+def test_what_a_handler_in_a_thread_raises_is_its_failure_and_the_thread_goes_on(
+    error: type[BaseException],
+) -> None:
+    def handler(event: Event) -> None:
+        if event.offset == 0:
+            raise error
+
+    async def call() -> list[BaseException | None]:
+        runs = call_of(handler, 1)
+        return [(await runs([event]))[0] for event in given(2)]
+
+    failed, well = asyncio.run(call())
+    assert type(failed) is error
+    assert describe_failure(failed).endswith(")")  # its place
+    assert well is None

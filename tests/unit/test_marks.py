@@ -78,3 +78,5 @@ async def one(event: Event) -> None: ...
 def test_on_how_many_events_a_handler_runs_at_a_time(handler: Callable[..., Any], expected: int) -> None:
     settings = Settings(redis_url="redis://none", handler_batch_max=7, concurrency=9)  # type: ignore[arg-type]
     assert concurrency_of(handler, settings) == expected
+    threads = settings.model_copy(update={"handler_threads": 5})
+    assert concurrency_of(handler, threads) == (expected or 5)
