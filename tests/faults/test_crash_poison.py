@@ -120,6 +120,23 @@ def test_one_of_many_async_handlers_kills_them_all(
     assert it.stop() == 0
 
 
+def test_one_of_many_threads_kills_them_all(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    it = deploy(embedded_broker, handler=ACT, handler_threads=32)
+    crowd = [f"u{n}" for n in range(30)]
+    it.send(*[event(user, 1, do=("sleep", 40)) for user in crowd])
+    [offset] = it.send(event("poison", 1, do=("die", "exit")))
+    it.send(event("poison", 2), *[event(user, 2) for user in crowd])
+    it.start()
+    it.idle(100)
+    assert_buried(it, "poison-1", TOLD["exit"], offset)
+    assert it.begun("poison-1") == RUNS
+    assert it.order("poison") == [2]
+    assert all(it.order(user) == [1, 2] for user in crowd)
+    assert len(it.dead_letters()) == 1
+    it.audit(crashed=True, ledger=False)
+    assert it.stop() == 0
+
+
 @pytest.mark.parametrize("how", ["exit", "segfault", "hang"])
 def test_one_of_a_batch_kills_all_of_it(how: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
     it = deploy(embedded_broker, handler=ACT_BATCH, handler_timeout_ms=1500)
