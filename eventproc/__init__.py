@@ -1,6 +1,6 @@
 """Per-user ordered, effectively-once event processing from Kafka into Redis.
 
-A handler needs only `Event` and `Reject`; everything else is the programs behind the commands.
+A handler needs only `Event`, `Reject` and `batch`; everything else is the programs behind the commands.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ except ImportError as _error:
 if TYPE_CHECKING:
     from eventproc.errors import Reject
     from eventproc.event import Event
+    from eventproc.marks import batch
 
-__all__ = ["Event", "Reject", "__version__"]
+__all__ = ["Event", "Reject", "__version__", "batch"]
 
 __version__ = "0.1.0"
 
@@ -36,4 +37,8 @@ def __getattr__(name: str) -> object:
         from eventproc.errors import Reject
 
         return Reject
+    if name == "batch":
+        from eventproc.marks import batch
+
+        return batch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Runs an async handler on many entries at a time, in a thread with an event loop of its own.
+"""Runs a handler on many entries at a time, in a thread with an event loop of its own.
 
 The worker's loop stays what it is: it hands entries over and collects what has ended. So a handler that
 blocks its event loop holds up the other handlers, and neither locks nor gap timers nor the heartbeat.
@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from eventproc import logs
 from eventproc._entry import event_of
+from eventproc.calls import call_of
 from eventproc.clock import Clock
 from eventproc.effects import Ended, Entry
-from eventproc.handlers import Handler
+from eventproc.handlers import Handler, is_batch
 
 #: What is cancelled at the end may take that long to clean up.
 _CANCEL_S = 1.0
@@ -25,6 +25,7 @@ _CANCEL_S = 1.0
 
 class AsyncRunner:
     """`begin` and `collect` are called by one thread; at most `concurrency` entries are to be under way.
+    A handler of batches is given what one `begin` brings, all at once.
 
     `mark(slot, since_ms, offset)` publishes what each slot runs; it is called before and after each run.
     """
@@ -37,7 +38,8 @@ class AsyncRunner:
         mark: Callable[[int, int, int], None],
         concurrency: int,
     ) -> None:
-        self._handler = handler
+        self._call = call_of(handler, concurrency)
+        self._batches = is_batch(handler)
         self._partition = partition
         self._clock = clock
         self._mark = mark
@@ -106,8 +108,8 @@ class AsyncRunner:
 
     def _begin(self, entries: list[Entry]) -> None:
         try:
-            for entry in entries:
-                task = self._loop.create_task(self._run(entry))
+            for together in [entries] if self._batches else [[entry] for entry in entries]:
+                task = self._loop.create_task(self._run(together))
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
         except BaseException as error:
@@ -126,22 +128,26 @@ class AsyncRunner:
         self._broken = error
         self._tell()
 
-    async def _run(self, entry: Entry) -> None:
-        slot = self._slots.pop()
+    async def _run(self, entries: list[Entry]) -> None:
+        """One call of the handler."""
+        slots = [self._slots.pop() for _ in entries]
         begun_ms = self._clock.monotonic_ms()
-        self._mark(slot, begun_ms, entry.offset)
-        failure = None
+        for slot, entry in zip(slots, entries, strict=True):
+            self._mark(slot, begun_ms, entry.offset)
+        failures: Sequence[BaseException | None]
         try:
-            await self._handler(event_of(entry, self._partition))
-        except BaseException as error:  # SystemExit and CancelledError too: they are the handler's
-            failure = error
-            if isinstance(error, MemoryError):
-                traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
+            failures = await self._call([event_of(entry, self._partition) for entry in entries])
+        except MemoryError as error:  # the handler was not reached, or what it returned was not
+            failures = [error] * len(entries)
         if self._closing:
             return
-        self._mark(slot, 0, -1)
-        self._slots.append(slot)
-        self._ended.append(Ended(entry, failure, self._clock.monotonic_ms() - begun_ms))
+        for slot in slots:
+            self._mark(slot, 0, -1)
+        self._slots += slots
+        took_ms = self._clock.monotonic_ms() - begun_ms
+        self._ended += [
+            Ended(entry, failure, took_ms) for entry, failure in zip(entries, failures, strict=True)
+        ]
         self._tell()
 
     def _tell(self) -> None:

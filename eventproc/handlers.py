@@ -17,9 +17,10 @@ from eventproc.clock import Clock
 from eventproc.effects import Entry
 from eventproc.errors import HandlerLoadError, Reject
 from eventproc.event import Event
+from eventproc.marks import BATCH
 from eventproc.settings import Settings
 
-Handler = Callable[[Event], Any]  # one that is async returns a coroutine
+Handler = Callable[[Any], Any]  # of an Event or a list of them; one that is async returns a coroutine
 BUILT_IN = "eventproc.handlers:simulate"
 
 
@@ -111,13 +112,25 @@ def _check_signature(path: str, handler: Any) -> None:
     except TypeError:
         raise HandlerLoadError(
             f"handler {path!r} has the signature {name_of(handler)}{signature}; it must take one argument, "
-            "the event"
+            f"the {'list of events' if is_batch(handler) else 'event'}"
         ) from None
 
 
 def is_async(handler: Handler) -> bool:
     """Whether it is to be awaited."""
     return any(inspect.iscoroutinefunction(form) for form in _forms(handler))
+
+
+def is_batch(handler: Handler) -> bool:
+    """Whether it takes a list of events: its author has marked it (`eventproc.batch`)."""
+    return any(getattr(form, BATCH, False) is True for form in _forms(handler))
+
+
+def concurrency_of(handler: Handler, settings: Settings) -> int:
+    """How many events it runs on at a time, one of each user; 0: on one, in the worker's own loop."""
+    if is_batch(handler):
+        return settings.handler_batch_max
+    return settings.concurrency if is_async(handler) else settings.handler_threads
 
 
 def _forms(handler: Any) -> tuple[Any, ...]:
@@ -180,14 +193,14 @@ class Runner:
             else:
                 if returned is not None and inspect.isawaitable(returned):
                     broken.add(entry.lane)
-                    done(_never_awaited(returned))
+                    done(never_awaited(returned))
                 else:
                     done(None)
         mark(0, -1)
         return outcomes
 
 
-def _never_awaited(returned: object) -> TypeError:
+def never_awaited(returned: object) -> TypeError:
     """What a plain function that returns a coroutine comes to: nothing of it has run."""
     if inspect.iscoroutine(returned):
         returned.close()

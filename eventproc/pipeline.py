@@ -70,7 +70,8 @@ class Pipeline:
 
     `partitions` is the topic's number of partitions, `owner` this worker's token; `warn(event, **fields)`
     takes what an operator should read. `death` is that of the worker before, if handlers ran then.
-    `concurrency` is how many async handlers may run at a time; 0: the handler is a sync one.
+    `concurrency` is on how many events the handler may run at a time, one of each user; 0: it runs in the
+    worker's own loop. `batches`: it is given all of a Run at once, and the next Run when that has ended.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Pipeline:
         force: bool = False,
         death: Death | None = None,
         concurrency: int = 0,
+        batches: bool = False,
     ) -> None:
         self._settings = settings
         self._partition = partition
@@ -99,8 +101,9 @@ class Pipeline:
         self._breaker = Breaker(settings.dlq_max_ratio, settings.dlq_max_consecutive)
         self._suspects = Suspects()
         self._concurrency = concurrency
+        self._batches = batches
         self._most_at_once = max(settings.batch_max, concurrency)
-        self._tasks: set[Entry] = set()  # on which an async handler runs
+        self._tasks: set[Entry] = set()  # on which handlers run beside the loop
         self._strays: set[Entry] = set()  # those from before a rewind, whose results are thrown away
         self.draining = False
         self.drained = False
@@ -705,7 +708,7 @@ class Pipeline:
             self._run_ms = each_ms if not self._run_ms else 0.8 * self._run_ms + 0.2 * each_ms
             self._meter.observe("handler_ms", [each_ms] * runs)
 
-    # --- async handlers ---------------------------------------------------------------------------
+    # --- handlers that run beside the loop: async ones, and those of batches ----------------------
 
     def _backlog(self) -> int:
         """How many entries only wait for the handler; not those behind a retry, or a lock."""
@@ -715,8 +718,9 @@ class Pipeline:
         """Begin as many as may run, one of each lane (CONTRACT section 5)."""
         self._alone = self._alone and bool(self._tasks)
         begun: list[Entry] = []
-        while not self._alone and not self._suspects.turn and len(self._tasks) < self._concurrency:
-            entries = self._lanes.take(self._concurrency - len(self._tasks))
+        most = 0 if self._batches and self._tasks else self._concurrency
+        while not self._alone and not self._suspects.turn and len(self._tasks) < most:
+            entries = self._lanes.take(most - len(self._tasks))
             if not entries:
                 break
             if self._suspects:
@@ -737,18 +741,15 @@ class Pipeline:
         self._behind_tasks = self._lanes.count(self._tasks)
 
     def on_ended(self, ended: list[Ended], now_ms: int) -> None:
-        """Async handlers have ended, in any order; those from before a rewind count for nothing."""
+        """Handlers have ended, in any order; those from before a rewind count for nothing."""
         took_ms: list[float] = []
+        beside = len(self._tasks) > 1  # all of a batch end at once, and none of them was alone
         for it in ended:
             entry = it.entry
             if entry not in self._tasks:
                 self._strays.discard(entry)
                 continue
-            if (
-                isinstance(it.error, MemoryError)
-                and len(self._tasks) > 1
-                and entry.offset not in self._suspects
-            ):
+            if isinstance(it.error, MemoryError) and beside and entry.offset not in self._suspects:
                 # who asks in vain need not be who has taken it all: alone that will be seen
                 self._suspects.add(entry.offset, "out of memory")
                 self._tasks.discard(entry)
@@ -760,6 +761,7 @@ class Pipeline:
                 entry.attempts += 1
                 entry.status = "processed"
                 self._done.append(entry)
+                self._breaker.succeeded(1)
             else:
                 self._failed(entry, it.error, now_ms)
             if entry.status:

@@ -93,10 +93,17 @@ class Settings(BaseModel):
 
     # Events
     handler: str = Field(
-        default="eventproc.handlers:simulate", description="package.module:callable for each event"
+        default="eventproc.handlers:simulate",
+        description="package.module:callable of one event, or of a list with @eventproc.batch",
     )
     concurrency: Annotated[Int, Field(gt=0, le=MAX_CONCURRENCY)] = Field(
         default=384, description="async handlers that run at a time in one partition, one of each user"
+    )
+    handler_batch_max: Annotated[Int, Field(gt=0, le=MAX_CONCURRENCY)] = Field(
+        default=100, description="events that a batch handler is given at once, one of each user"
+    )
+    handler_threads: Annotated[Int, Field(ge=0, le=MAX_CONCURRENCY)] = Field(
+        default=0, description="sync handlers that run at a time in one partition, each in a thread, 0: off"
     )
     processing_delay_ms: NonNegativeInt = Field(
         default=0, description="the built-in handler sleeps a random time up to this, ms"

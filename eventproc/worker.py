@@ -46,7 +46,7 @@ from eventproc.effects import (
     StoreRequest,
 )
 from eventproc.errors import ConfigError, EventprocError, Fenced, Transient
-from eventproc.handlers import Handler, Runner, is_async, load_handler
+from eventproc.handlers import Handler, Runner, concurrency_of, is_batch, load_handler
 from eventproc.keeper import STALL_MS, Keeper
 from eventproc.metrics import Board, Page, State
 from eventproc.pipeline import Pipeline
@@ -102,6 +102,7 @@ class Worker:
         self._crash = crash
         self._log = logs.get()
         self._rarely = logs.OnceAMinute(clock)
+        concurrency = concurrency_of(handler, settings)
         self.pipeline = Pipeline(
             settings,
             partition,
@@ -113,7 +114,8 @@ class Worker:
             may_take=may_take,
             force=force,
             death=death,
-            concurrency=settings.concurrency if is_async(handler) else 0,
+            concurrency=concurrency,
+            batches=is_batch(handler),
         )
         self._consumer = PartitionConsumer(settings, partition, clock)
         self._producer = DeadLetterProducer(settings)
@@ -121,8 +123,8 @@ class Worker:
         self._runner = Runner(handler, partition, clock, page.running)
         self._keeper = Keeper(settings, partition, clock)
         self._tasks: AsyncRunner | None = None
-        if is_async(handler):
-            self._tasks = AsyncRunner(handler, partition, clock, page.task, settings.concurrency)
+        if concurrency:
+            self._tasks = AsyncRunner(handler, partition, clock, page.task, concurrency)
         self._stop_asked = False
         self._drain_until_ms = 0
         self._offsets_at_ms = -1  # when to ask for offsets; -1: not asked
@@ -345,7 +347,7 @@ class Worker:
         return True
 
     def _take_ended(self) -> bool:
-        """What async handlers have come to."""
+        """What the handlers that run beside the loop have come to."""
         if self._tasks is None:
             return False
         ended = self._tasks.collect()

@@ -11,7 +11,7 @@ from eventproc.suspects import CRASH_DEATHS
 from eventproc.workload import Workload
 from tests.faults.conftest import Deploy
 from tests.integration.conftest import BrokerUnderTest
-from tests.integration.deployment import ACT, ACT_ASYNC, Deployment, event, headers_of
+from tests.integration.deployment import ACT, ACT_ASYNC, ACT_BATCH, Deployment, event, headers_of
 from tests.integration.handlers_for_tests import DEATHS
 
 pytestmark = pytest.mark.timeout(120)
@@ -130,6 +130,45 @@ def test_one_of_many_async_handlers_kills_them_all(embedded_broker: BrokerUnderT
     assert all(it.hash(f"event:{user}-1")["attempts"] == "1" for user in crowds)
     assert [worker["restarts"] for worker in it.status()["workers"]] == [RUNS] * len(ways)
     assert len(it.dead_letters()) == len(ways)
+    assert it.locks() == []
+    it.audit(crashed=True, ledger=False)
+    assert it.stop() == 0
+
+
+def test_one_of_many_threads_kills_them_all(embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    it = deploy(embedded_broker, handler=ACT, handler_threads=32)
+    crowd = [f"u{n}" for n in range(30)]
+    it.send(*[event(user, 1, do=("sleep", 40)) for user in crowd])
+    [offset] = it.send(event("poison", 1, do=("die", "exit")))
+    it.send(event("poison", 2), *[event(user, 2) for user in crowd])
+    it.start()
+    it.idle(100)
+    assert_buried(it, "poison-1", TOLD["exit"], offset)
+    assert it.begun("poison-1") == RUNS
+    assert it.order("poison") == [2]
+    assert all(it.order(user) == [1, 2] for user in crowd)
+    assert len(it.dead_letters()) == 1
+    it.audit(crashed=True, ledger=False)
+    assert it.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["exit", "segfault", "hang"])
+def test_one_of_a_batch_kills_all_of_it(how: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
+    it = deploy(embedded_broker, handler=ACT_BATCH, handler_timeout_ms=1500)
+    crowd = [f"u{n}" for n in range(30)]
+    it.send(*[event(user, 1) for user in crowd])
+    [offset] = it.send(event("poison", 1, do=("die", how)))
+    it.send(event("poison", 2), *[event(user, seq) for seq in (2, 3) for user in crowd])
+    it.start()
+    it.idle(100)
+    assert_buried(it, "poison-1", TOLD[how].replace("1000", "1500"), offset)
+    assert it.begun("poison-1") == RUNS
+    assert it.order("poison") == [2]
+    assert all(it.order(user) == [1, 2, 3] for user in crowd)
+    assert all(it.hash(f"event:{user}-1")["attempts"] == "1" for user in crowd)
+    assert max(it.begun(f"{user}-1") for user in crowd) == 2  # in the batch, and alone
+    assert it.worker()["restarts"] == RUNS
+    assert len(it.dead_letters()) == 1
     assert it.locks() == []
     it.audit(crashed=True, ledger=False)
     assert it.stop() == 0

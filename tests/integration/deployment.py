@@ -38,8 +38,10 @@ from tests.redis_server import RedisServer
 
 ACT = "tests.integration.handlers_for_tests:act"
 ACT_ASYNC = f"{ACT}_async"
+ACT_BATCH = f"{ACT}_batch"
 PACED = "tests.integration.handlers_for_tests:paced"
 PACED_ASYNC = f"{PACED}_async"
+PACED_BATCH = f"{PACED}_batch"
 GAP_TIMEOUT_MS = 600
 #: The real command, tied to the life of the test's process.
 _ENTRY = """

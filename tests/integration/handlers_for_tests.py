@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from eventproc import Event, Reject
+from eventproc import Event, Reject, batch
 
 _FOLDER = "EVENTPROC_TEST_RUNS"
 
@@ -85,6 +86,58 @@ async def paced_async(event: Event) -> None:
     _write_run(event, "fail" if failing else "ok")
     if failing:
         raise RuntimeError("payload.fail is true")
+
+
+@batch
+def act_batch(events: list[Event]) -> Any:
+    """As `act` on one after the other, and what each raises is its outcome.
+
+    Appends the ids of each batch to `<partition>.batches`. Also `answer how`: give a wrong one for them all.
+    """
+    begin_ms = _now_ms()
+    first = events[0]
+    _write(first, f"{first.partition}.batches", " ".join(event.id for event in events) + "\n")
+    for event in events:
+        _write(event, f"{event.partition}.begun", f"{event.id} {event.attempt}\n")
+    outcomes = [_outcome(event) for event in events]
+    wrong = [event.payload["do"][1] for event in events if event.payload.get("do", [""])[0] == "answer"]
+    for event, outcome in zip(events, outcomes, strict=True):
+        _write(event, f"{event.partition}.times", f"{event.id} {event.attempt} {begin_ms} {_now_ms()}\n")
+        _write_run(event, "fail" if wrong or outcome else "ok")
+    return ANSWERS[wrong[0]](outcomes) if wrong else outcomes
+
+
+@batch
+async def paced_batch(events: list[Event]) -> list[BaseException | None]:
+    """As `paced`, once for all of them."""
+    await asyncio.sleep(int((Path(os.environ[_FOLDER]) / "pace").read_text()) / 1000)
+    outcomes: list[BaseException | None] = []
+    for event in events:
+        failing = bool(event.payload.get("fail"))
+        _write_run(event, "fail" if failing else "ok")
+        outcomes.append(RuntimeError("payload.fail is true") if failing else None)
+    return outcomes
+
+
+def _outcome(event: Event) -> BaseException | None:
+    try:
+        _do(event, *event.payload.get("do", ("nothing", 0)))
+    except BaseException as error:
+        return error
+    return None
+
+
+def _fail_all(outcomes: list[Any]) -> None:
+    raise ConnectionError("all of them")
+
+
+#: What a batch handler may wrongly answer.
+ANSWERS: dict[str, Callable[[list[Any]], Any]] = {
+    "nothing": lambda outcomes: None,
+    "too few": lambda outcomes: outcomes[1:],
+    "words": lambda outcomes: ["fine" for _ in outcomes],
+    "raise": _fail_all,
+}
 
 
 def _do(event: Event, verb: str, argument: object) -> None:

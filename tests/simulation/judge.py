@@ -108,6 +108,8 @@ class Judge:
         """No two handlers of a user at a time, and nothing beside a suspect: all before is written."""
         ran = [entry for entry in request.entries if not entry.passed]
         if self._world.concurrency:
+            if self._world.batches and ran and worker.tasks:
+                raise Violation(f"a batch begins beside another: {[entry.offset for entry in ran]}")
             ran += worker.tasks
             if len({entry.lane for entry in ran}) < len(ran) or len(ran) > self._world.concurrency:
                 raise Violation(f"run together: {[(entry.lane, entry.seq) for entry in ran]}")

@@ -63,6 +63,7 @@ def test_every_transition_is_reached(played: Part) -> None:
 @pytest.mark.timeout(1800)
 def test_async_handlers_run_in_a_third_of_all(played: Part) -> None:
     assert played.counts["async"] >= SEEDS // 5
+    assert played.counts["batches"] >= played.counts["async"] // 6
 
 
 def test_seed_replays_exactly() -> None:
@@ -193,6 +194,17 @@ def test_notices_two_async_handlers_of_one_user_at_a_time(monkeypatch: pytest.Mo
     monkeypatch.setattr(Lanes, "take", take)
     monkeypatch.setattr(Lanes, "count", lambda self, heads: 0)  # they stand in no lane any more
     assert _violated(("stall",), told="run together")
+
+
+def test_notices_a_batch_that_begins_beside_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pipeline._begin_tasks
+
+    def begin(self: Pipeline, now_ms: int, requests: list[Request]) -> None:
+        self._batches = False
+        original(self, now_ms, requests)
+
+    monkeypatch.setattr(Pipeline, "_begin_tasks", begin)
+    assert _violated(("stall",), told="a batch begins beside another")
 
 
 def test_notices_a_claim_that_does_not_wait_for_async_handlers(monkeypatch: pytest.MonkeyPatch) -> None:

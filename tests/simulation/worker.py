@@ -133,6 +133,7 @@ class SimulatedWorker:
             force=force,
             death=death,
             concurrency=world.concurrency,
+            batches=world.batches,
         )
         self.runner = Runner(self._handle, 0, world.clock, self._mark)
 
@@ -262,22 +263,28 @@ class SimulatedWorker:
         self.world.judge.raise_of_runs()
 
     def end_tasks(self) -> None:
-        """Some of the async handlers that run end, in any order. Raises Crash."""
+        """Some of the handlers that run end, in any order; all of a batch, or none. Raises Crash."""
         world = self.world
         if self.slow_run:
             self.slow_run = False
             self._outlast_tasks()
         ended: list[Ended] = []
-        for entry in world.random.sample(list(self.tasks), world.random.randint(0, len(self.tasks))):
+        n = world.random.randint(0, len(self.tasks))
+        if n and world.batches:
+            n = len(self.tasks)
+        for entry in world.random.sample(list(self.tasks), n):
             outcome = self.tasks[entry]
             if isinstance(outcome, Crash) or self.crash_in_run == 0:
                 raise Crash
             self.crash_in_run -= self.crash_in_run > 0
             assert outcome is None or isinstance(outcome, BaseException)
-            del self.tasks[entry]
+            if not world.batches:  # a batch that kills later was running on all of it
+                del self.tasks[entry]
             transitions.ended(world.counts, entry, outcome, thrown_away=entry in self.strays)
             ended.append(Ended(entry, outcome, 0.1))
         if ended:
+            if world.batches:
+                self.tasks.clear()
             self.touched = True
             self.pipeline.on_ended(ended, world.clock.now_ms)
 

@@ -134,7 +134,8 @@ class World:
         self.settings = _settings().model_copy(update=self.chosen)
         self.scripts = ScriptSet(self.settings, TOPIC, 0)
         self.slow_handlers = rng.random() < 0.2
-        self.concurrency = rng.choice((0, 0, 4))  # of an async handler
+        self.concurrency = rng.choice((0, 0, 4))  # of an async handler, or one of batches
+        self.batches = self.concurrency > 0 and seed % 3 == 0  # not drawn: it moves nothing else
         self.events = events or _choose_size(rng)
         self.users = min(len(OURS), rng.choice((2, 5, 9)))
         self.faults_left = faults or rng.randint(3, 10)
@@ -142,6 +143,7 @@ class World:
         self.only = tuple(only)
         self.counts: dict[str, int] = defaultdict(int)
         self.counts["async"] = int(self.concurrency > 0)
+        self.counts["batches"] = int(self.batches)
         self.history: list[str] = []
         self._missed = ""  # a fault that has found nothing to hit yet, and for how many actions
         self._missed_for = 0

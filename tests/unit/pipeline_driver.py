@@ -135,6 +135,7 @@ class Driver:
         force: bool = False,
         death: Death | None = None,
         concurrency: int = 0,
+        batches: bool = False,
         **settings: Any,
     ) -> None:
         self.clock = clock or ManualClock()
@@ -168,9 +169,11 @@ class Driver:
             force=force,
             death=death,
             concurrency=concurrency,
+            batches=batches,
         )
         self._concurrency = concurrency
-        self.tasks: list[Entry] = []  # on which an async handler runs
+        self._batches = batches
+        self.tasks: list[Entry] = []  # on which handlers run beside the loop
         self.runner = Runner(self._handle, partition, self.clock, lambda since_ms, offset: None)
 
     @property
@@ -253,17 +256,23 @@ class Driver:
         self.settle()
 
     def finish(self, *ids: str, error: BaseException | None = None) -> None:
-        """The async handlers of these end in this order (none named: all that run), then settle."""
+        """The handlers of these end in this order (none named: all that run), then settle.
+
+        Those of a batch end together, and have to be named together.
+        """
+        ended: list[Ended] = []
         for id in ids or [entry.id for entry in self.tasks]:
             [entry] = [entry for entry in self.tasks if entry.id == id]
             self.tasks.remove(entry)
             [outcome] = self.runner.run([entry])
             assert outcome is None or isinstance(outcome, BaseException)
-            self.pipeline.on_ended([Ended(entry, error or outcome, self.took_ms)], self.clock.now_ms)
+            ended.append(Ended(entry, error or outcome, self.took_ms))
+        for told in [ended] if self._batches else [[one] for one in ended]:
+            self.pipeline.on_ended(told, self.clock.now_ms)
         self.settle()
 
     def running(self) -> list[str]:
-        """Ids on which an async handler runs."""
+        """Ids on which handlers run beside the loop."""
         return [entry.id for entry in self.tasks]
 
     def pass_ms(self, ms: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from eventproc import batch
 from eventproc.async_runner import AsyncRunner
 from eventproc.clock import SystemClock
 from eventproc.effects import Ended, Entry
@@ -249,3 +250,82 @@ def test_one_that_will_not_be_cancelled_does_not_hold_up_the_end(runner: Make) -
     begun = time.monotonic()
     it.close()
     assert time.monotonic() - begun < 5
+
+
+def test_a_batch_is_one_call_and_all_of_it_runs_and_ends_at_once(runner: Make, slots: Slots) -> None:
+    calls: list[list[int]] = []
+    seen: list[dict[int, int]] = []
+
+    @batch
+    def handler(events: list[Event]) -> list[BaseException | None]:
+        calls.append([event.offset for event in events])
+        seen.append(dict(slots.runs))
+        return [ValueError("no") if event.offset == 2 else None for event in events]
+
+    it = runner(handler, 3)
+    it.begin([entry(1), entry(2), entry(3)])
+    ended = collected(it, 3)
+    it.begin([entry(4)])
+    ended += collected(it, 1)
+    assert calls == [[1, 2, 3], [4]]
+    assert [sorted(runs.values()) for runs in seen] == [[1, 2, 3], [4]]
+    assert [type(one.error) for one in ended] == [type(None), ValueError, type(None), type(None)]
+    assert (it.under_way, slots.runs) == (0, {})
+
+
+def test_a_sync_batch_that_takes_long_does_not_hold_up_who_waits_or_the_end(runner: Make) -> None:
+    release, entered = threading.Event(), threading.Event()
+
+    @batch
+    def handler(events: list[Event]) -> list[None]:
+        entered.set()
+        release.wait(60)
+        return [None for _ in events]
+
+    it = runner(handler)
+    it.begin([entry(1), entry(2)])
+    assert entered.wait(10)
+    assert it.collect() == []
+    assert it.under_way == 2
+    begun = time.monotonic()
+    it.close()
+    assert time.monotonic() - begun < 10
+    release.set()
+
+
+def test_sync_handlers_run_in_threads_beside_each_other_and_end_in_any_order(
+    runner: Make, slots: Slots
+) -> None:
+    together = threading.Barrier(3)
+    release = threading.Event()
+
+    def handler(event: Event) -> None:
+        if event.offset == 4:
+            raise SystemExit
+        together.wait(20)  # only three at a time pass it
+        if event.offset == 1:
+            release.wait(20)
+
+    it = runner(handler, 4)
+    it.begin([entry(1), entry(2), entry(3), entry(4)])
+    ended = collected(it, 3)
+    assert sorted(one.entry.offset for one in ended) == [2, 3, 4]
+    assert [type(one.error) for one in ended if one.entry.offset == 4] == [SystemExit]
+    assert list(slots.runs.values()) == [1]  # the slow one holds up nobody
+    release.set()
+    assert [one.entry.offset for one in collected(it, 1)] == [1]
+
+
+def test_a_thread_that_never_ends_does_not_hold_up_the_end(runner: Make) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def handler(event: Event) -> None:
+        entered.set()
+        release.wait(60)
+
+    it = runner(handler, 1)
+    it.begin([entry(1)])
+    assert entered.wait(10)
+    it.close()
+    assert not it._thread.is_alive()
+    release.set()

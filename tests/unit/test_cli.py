@@ -48,7 +48,7 @@ def test_the_version_is_the_packages() -> None:
 
 
 def test_the_public_names() -> None:
-    assert sorted(eventproc.__all__) == ["Event", "Reject", "__version__"]
+    assert sorted(eventproc.__all__) == ["Event", "Reject", "__version__", "batch"]
     assert all(hasattr(eventproc, name) for name in eventproc.__all__)
 
 

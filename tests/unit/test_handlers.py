@@ -13,12 +13,22 @@ from eventproc.clock import SystemClock
 from eventproc.effects import Entry
 from eventproc.errors import HandlerLoadError, Reject
 from eventproc.event import Event
-from eventproc.handlers import NOT_RUN, Runner, describe_failure, is_async, load_handler, name_of, simulate
+from eventproc.handlers import (
+    NOT_RUN,
+    Runner,
+    describe_failure,
+    is_async,
+    is_batch,
+    load_handler,
+    name_of,
+    simulate,
+)
 from eventproc.settings import Settings
 from tests.unit.pipeline_driver import LogRecord, ManualClock
 
 MODULE = """
 import functools
+import eventproc
 
 def good(event): return event.id
 def optional(event, more=1, *rest, **options): return event.id
@@ -31,6 +41,13 @@ async def async_steps(event): yield
 async_partial = functools.partial(later)
 partial = functools.partial(two, other=1)
 number = 7
+
+@eventproc.batch
+def many(events): return [None for _ in events]
+@eventproc.batch
+def many_and(events, more): return [None for _ in events]
+@eventproc.batch
+def many_steps(events): yield
 
 class Service:
     def __call__(self, event): return event.id
@@ -115,6 +132,8 @@ def test_a_builtin_that_tells_no_signature_is_taken_at_its_word() -> None:
         ("my_handlers:two", r"has the signature two\(event, other\)"),
         ("my_handlers:keyword", r"must take one argument"),
         ("my_handlers:Service.method", r"must take one argument"),
+        ("my_handlers:many_and", r"many_and\(events, more\); it must take one argument, the list of events"),
+        ("my_handlers:many_steps", r"is a generator function"),
         ("my_handlers:steps", r"is a generator function"),
         ("my_handlers:stepping", r"is a generator function"),
         ("my_handlers:async_steps", r"is a generator function"),
@@ -159,6 +178,11 @@ def test_a_module_that_does_not_import_is_told_as_it_is(folder: Path, source: st
 )
 def test_an_async_handler_is_known_by_any_of_its_forms(folder: Path, name: str, expected: bool) -> None:
     assert is_async(load(f"my_handlers:{name}")) is expected
+
+
+def test_a_batch_handler_is_loaded_with_its_mark(folder: Path) -> None:
+    assert is_batch(load("my_handlers:many"))
+    assert not is_batch(load("my_handlers:good"))
 
 
 # --- the built-in one ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ LAYERS = {
         "spawn",
         "server_process",
         "logs",
+        "marks",
     },
     "core": {"_reorder", "_entry", "_intake"},
     "machine": {
@@ -54,6 +55,7 @@ LAYERS = {
         "workload",
         "keeper",
         "async_runner",
+        "calls",
         "crashpoints",
     },
     "front": {"__init__", "__main__"},

@@ -120,6 +120,16 @@ def test_a_success_between_two_failures_keeps_it_closed_within_one_run_too() -> 
     assert not driver.pipeline.stopped
 
 
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_success_between_two_failures_keeps_it_closed_beside_the_loop_too(batches: bool) -> None:
+    driver = Driver(dlq_max_consecutive=1, max_attempts=1, concurrency=10, batches=batches).own()
+    for n in range(6):
+        driver.send(event(f"u{n}", 1, fail=n % 2 == 0))
+        driver.finish()
+    assert len(driver.letters()) == 3
+    assert not driver.pipeline.stopped
+
+
 @pytest.mark.parametrize("reason", ["invalid", "late", "stale", "id_conflict", "seq_jump"])
 def test_every_kind_of_dead_letter_is_held_and_sent_when_resumed(reason: str) -> None:
     driver = make(1, gap_timeout_ms=100, max_seq_jump=10)
