@@ -178,14 +178,16 @@ class Judge:
         """
         world = self._world
         user, first, last = gap.user, gap.first, gap.last
+        position = worker.pipeline.buffer.position
+        ahead = sum(end > position for end in worker.answers)  # the log was not read up to these yet
         for record, document in world.documents:
             seq = document["payload"].get("seq", 0)
             if document["userId"] != user or not first <= seq <= last or record.place < world.forgiven:
                 continue
             if world.field(f"event:{document['id']}", "reason") in (b"seq_jump", b"misrouted"):
                 continue
-            read = record.place < worker.pipeline.buffer.position
-            asked = any(end <= record.place for end in worker.answers[-4:])
+            read = record.place < position
+            asked = any(end <= record.place for end in worker.answers[-4 - ahead :])
             if read or not asked:
                 false = f"false gap {first}-{last} of {user}: seq {seq} is at {record.place}"
                 self._false_gaps.append((gap, false))
