@@ -16,7 +16,11 @@ def run(module: str) -> NoReturn:
     # librdkafka's complaints: what matters of them is in the error that is raised
     logging.getLogger("eventproc").addHandler(logging.NullHandler())
     try:
-        import_module(module).app()
+        try:
+            import_module(module).app()
+        except SystemExit:
+            sys.stdout.flush()  # here, where it is known what to do when the reader has gone
+            raise
     except EventprocError as error:
         fail(error)
     except BrokenPipeError:

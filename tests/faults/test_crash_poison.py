@@ -154,14 +154,14 @@ def test_one_of_many_threads_kills_them_all(embedded_broker: BrokerUnderTest, de
 
 @pytest.mark.parametrize("how", ["exit", "segfault", "hang"])
 def test_one_of_a_batch_kills_all_of_it(how: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
-    it = deploy(embedded_broker, handler=ACT_BATCH, handler_timeout_ms=1500)
+    it = deploy(embedded_broker, handler=ACT_BATCH, handler_timeout_ms=HANG_MS)
     crowd = [f"u{n}" for n in range(30)]
     it.send(*[event(user, 1) for user in crowd])
     [offset] = it.send(event("poison", 1, do=("die", how)))
     it.send(event("poison", 2), *[event(user, seq) for seq in (2, 3) for user in crowd])
     it.start()
     it.idle(100)
-    assert_buried(it, "poison-1", TOLD[how].replace("1000", "1500"), offset)
+    assert_buried(it, "poison-1", TOLD[how], offset)
     assert it.begun("poison-1") == RUNS
     assert it.order("poison") == [2]
     assert all(it.order(user) == [1, 2, 3] for user in crowd)

@@ -151,6 +151,29 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert process.wait() == 1
 
 
+def test_a_reader_that_goes_away_before_the_last_words_is_no_traceback() -> None:
+    code = (
+        "import sys, types; from eventproc.cli.run import run\n"
+        "def app(): print('buffered'); sys.stdin.read(); sys.exit(0)\n"
+        "sys.modules['command'] = types.SimpleNamespace(app=app); run('command')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
 @pytest.mark.parametrize("what", ["logging", "typer"])  # what is imported first, and what takes long
 @pytest.mark.parametrize(("module", "code"), [("main", 130), ("supervisor", 0)])
 def test_interrupt_while_it_is_being_imported_is_no_traceback(
