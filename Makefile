@@ -136,7 +136,7 @@ docs: $(EXTENSION) ## write the settings table into README.md
 .PHONY: wheel
 wheel: $(EXTENSION) ## sdist and wheel in dist/
 	@rm -rf build dist
-	$(PY) -m build
+	$(PY) -m build --no-isolation
 
 .PHONY: clean
 clean: ## remove everything that was built, except the environment

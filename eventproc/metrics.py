@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from typing import Literal, get_args
 from eventproc.effects import GapReason, Reason
 from eventproc.errors import ConfigError
 from eventproc.settings import MAX_CONCURRENCY
+from eventproc.spawn import nameless_file
 
 Counter = Literal[
     "records_consumed",
@@ -474,7 +474,7 @@ class Board:
     @classmethod
     def create(cls, slots: int) -> Board:
         """Make a board of zeros in memory without a name, which goes with its last user."""
-        fd = os.memfd_create("eventproc-board") if hasattr(os, "memfd_create") else _unlinked_file()
+        fd = nameless_file("eventproc-board")
         try:
             os.truncate(fd, cls.size_bytes(slots))
             board = cls(fd, slots, owns_fd=True)
@@ -519,9 +519,3 @@ class Board:
         if self._owns_fd:
             os.close(self.fd)
             self._owns_fd = False
-
-
-def _unlinked_file() -> int:
-    fd, path = tempfile.mkstemp(prefix="eventproc-board-")
-    os.unlink(path)
-    return fd

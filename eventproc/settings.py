@@ -211,10 +211,6 @@ class Settings(BaseModel):
     restart_budget: PositiveInt = Field(
         default=10, description="restarts in a row before a partition waits restart_backoff_max_ms each time"
     )
-    spare_worker: bool = Field(
-        default=True,
-        description="keep a started worker process in reserve (about 50 MiB): a restart takes a second less",
-    )
     worker_memory_max_bytes: Annotated[Int, Field(ge=0, le=2**50)] = Field(
         default=0, description="memory that a worker may allocate, bytes (Linux); 0: no limit"
     )

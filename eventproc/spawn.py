@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -194,6 +195,15 @@ def die_with_parent(expected_ppid: int, sig: signal.Signals = signal.SIGKILL) ->
 def parent_of(identity: str) -> int:
     """The pid in an identity, for `die_with_parent`."""
     return ProcessIdentity.parse(identity).pid
+
+
+def nameless_file(label: str) -> int:
+    """Descriptor of an empty file in memory without a name, which goes with its last user."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(label)
+    fd, path = tempfile.mkstemp(prefix=f"{label}-")
+    os.unlink(path)
+    return fd
 
 
 def close_on_exec(fds: Iterable[int]) -> None:

@@ -1,6 +1,6 @@
 """The worker: one partition's pipeline, joined to Kafka, Redis and the handler.
 
-Started by the supervisor (through `eventproc.tied`), with a `WorkerSpec` on standard input.
+Started by the supervisor as a fork of it, with a `WorkerSpec` on standard input.
 """
 
 from __future__ import annotations
@@ -583,6 +583,13 @@ def _describe(entry: Entry) -> str:
 
 def main() -> int:
     """Run the worker that standard input describes; returns the exit code of CONTRACT section 7."""
+    try:
+        return _live()
+    except ConfigError as error:
+        return error.exit_code
+
+
+def _live() -> int:
     spec = spawn.WorkerSpec.read(sys.stdin.buffer)
     spawn.die_with_parent(spawn.parent_of(spec.supervisor))
     faulthandler.enable()
@@ -653,7 +660,4 @@ def _stop_on_signals(worker: Worker) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ConfigError as error:
-        sys.exit(error.exit_code)
+    sys.exit(main())

@@ -1,65 +1,120 @@
-"""Child processes: started with a line on standard input, in a session of their own, ended in two steps."""
+"""Child processes: started with an order on standard input, in a session of their own, ended in two steps."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection
+
+from eventproc.forked import Program, fork
+from eventproc.spawn import nameless_file
+
+_POLL_S = 0.02
+
+
+class Child:
+    """A process that `spawn` has started; `stdout` and `stderr` are there when its output is captured."""
+
+    def __init__(
+        self,
+        pid: int,
+        stdout: asyncio.StreamReader | None = None,
+        stderr: asyncio.StreamReader | None = None,
+    ) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdout = stdout
+        self.stderr = stderr
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        if hasattr(os, "pidfd_open"):
+            pidfd = os.pidfd_open(pid)
+            self._loop.add_reader(pidfd, self._reap, pidfd)
+        else:
+            self._poll()
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended; negative: the signal that killed it."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def _reap(self, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        self._note(os.waitpid(self.pid, 0)[1])
+
+    def _poll(self) -> None:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            self._note(status)
+        else:
+            self._loop.call_later(_POLL_S, self._poll)
+
+    def _note(self, status: int) -> None:
+        self.returncode = os.waitstatus_to_exitcode(status)
+        self._ended.set()
 
 
 async def spawn(
-    command: Sequence[str], pass_fds: Sequence[int] = (), capture: bool = False
-) -> asyncio.subprocess.Process:
-    """Start `command`; it waits for what `tell` tells it.
+    program: Program, order: bytes, title: str, keep: Collection[int] = (), capture: bool = False
+) -> Child:
+    """Run `program` in a child, with `order` on its standard input and the descriptors in `keep`.
 
-    A session of its own, so that Ctrl-C in a terminal reaches the supervisor alone. `capture`: its
-    output comes through pipes, else standard error is shared. Must run in the main thread: children that
-    die with their parent go by its thread.
+    `capture`: its output comes through pipes, else standard error is shared. Must run in the main thread:
+    children that die with their parent go by its thread.
     """
-    return await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE if capture else asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE if capture else None,
-        pass_fds=pass_fds,
-        start_new_session=True,
+    with contextlib.ExitStack() as stack:
+        stdin = stack.enter_context(open(nameless_file("eventproc-order"), "wb", buffering=0))
+        stdin.write(order)
+        stdin.seek(0)
+        readers, outputs = [], [stack.enter_context(open(os.devnull, "wb")).fileno(), sys.stderr.fileno()]
+        if capture:
+            for at in range(2):
+                reader, write = await _pipe()
+                readers.append(reader)
+                outputs[at] = stack.enter_context(open(write, "wb")).fileno()
+        # nothing is awaited from here on: who is cancelled would leave a process that nobody knows
+        return Child(fork(program, title, [stdin.fileno(), *outputs], keep), *readers)
+
+
+async def _pipe() -> tuple[asyncio.StreamReader, int]:
+    """Its read end as a stream, and its write end."""
+    read, write = os.pipe()
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb", buffering=0)
     )
+    return reader, write
 
 
-async def tell(process: asyncio.subprocess.Process, line: bytes) -> None:
-    """Write `line` to its standard input and close it."""
-    assert process.stdin is not None
-    with contextlib.suppress(ConnectionError):  # it died before it had read; its exit code tells
-        process.stdin.write(line)
-        await process.stdin.drain()
-    process.stdin.close()
-
-
-def send(process: asyncio.subprocess.Process, sig: signal.Signals) -> None:
+def send(child: Child, sig: signal.Signals) -> None:
     """Send a signal, unless the process has ended."""
-    if process.returncode is None:
+    if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(sig)
+            os.kill(child.pid, sig)
 
 
-async def ended(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
+async def ended(child: Child, timeout_s: float) -> bool:
     """Wait for the end of a process; False when it takes longer."""
     try:
         async with asyncio.timeout(timeout_s):
-            await process.wait()
+            await child.wait()
     except TimeoutError:
         return False
     return True
 
 
-async def end(process: asyncio.subprocess.Process, first: signal.Signals, timeout_s: float) -> bool:
+async def end(child: Child, first: signal.Signals, timeout_s: float) -> bool:
     """End a process by `first`, and by KILL once `timeout_s` has passed; whether `first` was enough."""
-    send(process, first)
-    if await ended(process, timeout_s):
+    send(child, first)
+    if await ended(child, timeout_s):
         return True
-    send(process, signal.SIGKILL)
-    await process.wait()
+    send(child, signal.SIGKILL)
+    await child.wait()
     return False
 
 

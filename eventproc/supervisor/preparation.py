@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from eventproc.errors import (
@@ -16,16 +16,16 @@ from eventproc.errors import (
     HandlerLoadError,
     UsageError,
 )
+from eventproc.forked import Module, Program
 from eventproc.settings import Settings
 from eventproc.spawn import PreflightSpec
 from eventproc.supervisor import child
-from eventproc.tied import tied
 
 _ERRORS: dict[int, type[EventprocError]] = {
     kind.exit_code: kind for kind in (UsageError, ConfigError, HandlerLoadError, DependencyError, Fenced)
 }
 
-PREFLIGHT = tied("eventproc.preflight")
+PREFLIGHT = Module("eventproc.preflight")
 _PREFLIGHT_TIMEOUT_S = 60.0
 
 
@@ -70,16 +70,19 @@ def error_of(exit_code: int, message: str) -> EventprocError:
     return _ERRORS.get(exit_code, EventprocError)(message)
 
 
-async def preflight(settings: Settings, supervisor: str, command: Sequence[str] = PREFLIGHT) -> int:
+async def preflight(settings: Settings, supervisor: str, program: Program = PREFLIGHT) -> int:
     """Number of partitions of the topic, once Kafka, Redis and the handler are as they must be.
 
     Raises the error that the preflight found. When cancelled, the process is killed.
     """
-    process = await child.spawn(command, capture=True)
-    await child.tell(process, PreflightSpec(settings.revealed(), supervisor).dump())
+    order = PreflightSpec(settings.revealed(), supervisor).dump()
+    process = await child.spawn(program, order, "preflight", capture=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
         async with asyncio.timeout(_PREFLIGHT_TIMEOUT_S):
-            output, errors = await process.communicate()
+            output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+            code = await process.wait()
     except TimeoutError:
         raise DependencyError(
             f"preflight: Kafka or Redis did not answer in {_PREFLIGHT_TIMEOUT_S:g} s"
@@ -91,7 +94,7 @@ async def preflight(settings: Settings, supervisor: str, command: Sequence[str] 
         verdict: dict[str, Any] = json.loads(output)
     except ValueError:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise EventprocError(f"preflight {child.describe_exit(process.returncode or 0)}: {last}") from None
+        raise EventprocError(f"preflight {child.describe_exit(code)}: {last}") from None
     if not verdict["ok"]:
         raise error_of(int(verdict["exit_code"]), str(verdict["message"]))
     return int(verdict["partitions"])

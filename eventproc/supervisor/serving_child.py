@@ -6,20 +6,20 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
 from eventproc import logs
 from eventproc.clock import Clock
 from eventproc.errors import ConfigError
+from eventproc.forked import Module, Program
 from eventproc.settings import Settings
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
-from eventproc.tied import tied
 
-MONITOR = tied("eventproc.monitor")
-API = tied("eventproc.ingest")
+MONITOR = Module("eventproc.monitor.__main__")
+API = Module("eventproc.ingest.__main__")
 
 
 class ServingChild:
@@ -32,9 +32,9 @@ class ServingChild:
     def __init__(
         self,
         name: str,
-        command: Sequence[str],
+        program: Program,
         order: bytes,
-        fds: Sequence[int],
+        fds: Collection[int],
         end_timeout_s: float,
         settings: Settings,
         fail: Callable[[int, str], None],
@@ -44,7 +44,7 @@ class ServingChild:
         self.restarts = 0
         self.port: int | None = None
         self._name = name
-        self._command = command
+        self._program = program
         self._order = order
         self._fds = fds
         self._end_timeout_s = end_timeout_s
@@ -55,7 +55,7 @@ class ServingChild:
             settings.restart_backoff_ms, settings.restart_backoff_max_ms, settings.restart_budget, random
         )
         self._log = logs.get()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: child.Child | None = None
         self._stopping = False
         self._wake = asyncio.Event()
 
@@ -106,8 +106,7 @@ class ServingChild:
 
     async def _live(self) -> tuple[int, int, str]:
         """One life: exit code, how long it served in ms, its last words."""
-        process = await child.spawn(self._command, self._fds, capture=True)
-        await child.tell(process, self._order)
+        process = await child.spawn(self._program, self._order, self._name, self._fds, capture=True)
         self._process = process
         if self._stopping:
             child.send(process, signal.SIGTERM)

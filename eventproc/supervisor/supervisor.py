@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 from collections.abc import Coroutine, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from eventproc import __version__, logs
 from eventproc.clock import Clock, SystemClock
 from eventproc.errors import DependencyError, EventprocError, UsageError
+from eventproc.forked import Module, Program
 from eventproc.listening import listen
 from eventproc.metrics import Board
 from eventproc.settings import Settings
@@ -24,11 +26,9 @@ from eventproc.supervisor.preparation import Embed, Server, error_of
 from eventproc.supervisor.redis_memory import FullTooSoon, told
 from eventproc.supervisor.runtime import RuntimePaths, SupervisorLock
 from eventproc.supervisor.serving_child import API, MONITOR, ServingChild
-from eventproc.supervisor.spare_worker import SpareWorker
 from eventproc.supervisor.worker_slot import WorkerSlot
-from eventproc.tied import tied
 
-WORKER = tied("eventproc.worker")
+WORKER = Module("eventproc.worker")
 _TICK_S = 0.2
 _RATE_TICKS = 5  # a sample of the rate each second
 _END_SLACK_S = 5.0
@@ -37,13 +37,14 @@ _MONITOR_END_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """The commands of the children; tests put others in."""
+    """What the children run; tests put others in. `imports` are done once, for all workers."""
 
-    worker: Sequence[str] = WORKER
-    monitor: Sequence[str] = MONITOR
-    preflight: Sequence[str] = preparation.PREFLIGHT
+    worker: Program = WORKER
+    monitor: Program = MONITOR
+    preflight: Program = preparation.PREFLIGHT
     embed: Embed = preparation.start_embedded
-    api: Sequence[str] = API
+    api: Program = API
+    imports: Sequence[str] = ("eventproc.worker", "eventproc.preflight")
 
 
 class Supervisor:
@@ -75,7 +76,6 @@ class Supervisor:
         self._started_ms = self._clock.monotonic_ms()
         self._servers: dict[str, Server] = {}
         self._slots: list[WorkerSlot] = []
-        self._spare: SpareWorker | None = None
         self._monitor: ServingChild | None = None
         self._api: ServingChild | None = None
         self._board: Board | None = None
@@ -133,6 +133,8 @@ class Supervisor:
                 redis_url=self._settings.redis_url.get_secret_value(),
             )
             self._spawn(self._watch_servers())
+        for name in self._programs.imports:
+            importlib.import_module(name)
         count = await preparation.preflight(self._settings, self._identity, self._programs.preflight)
         partitions = self._settings.partition_list(count)
         self._start_children(partitions, count)
@@ -141,7 +143,6 @@ class Supervisor:
     def _start_children(self, partitions: list[int], count: int) -> None:
         settings, clock, random = self._settings, self._clock, self._random
         self._board = board = Board.create(len(partitions))
-        self._spare = spare = SpareWorker(self._programs.worker, board.fd)
         self._slots = [
             WorkerSlot(
                 partition,
@@ -149,7 +150,7 @@ class Supervisor:
                 index,
                 board,
                 settings,
-                spare,
+                self._programs.worker,
                 self._identity,
                 self._takeover,
                 self._fail,
@@ -191,8 +192,6 @@ class Supervisor:
                     self._log.warning("standing by", partition=slot.partition, reason=slot.page.state_reason)
             if not self._ready and all(slot.owned for slot in self._slots) and all(self._urls().values()):
                 self._ready = True
-                if self._spare is not None and self._settings.spare_worker:
-                    self._spawn(self._spare.keep())
                 self._log.info("ready", partitions=len(self._slots), **self._urls())
             await asyncio.sleep(_TICK_S)
 
@@ -272,8 +271,6 @@ class Supervisor:
 
     async def _shut_down(self) -> None:
         """Let the API answer what it has, then drain the workers, all at once, then end the monitor."""
-        if self._spare is not None:
-            self._spare.stop()
         timeout_s = self._settings.shutdown_timeout_s
         if self._api is not None:
             await self._api.stop()
@@ -288,8 +285,6 @@ class Supervisor:
         """No child outlives this."""
         for slot in self._slots:
             slot.kill()
-        if self._spare is not None:
-            self._spare.stop()
         for child in (self._monitor, self._api):
             if child is not None:
                 child.kill()

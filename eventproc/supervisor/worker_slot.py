@@ -11,12 +11,12 @@ from typing import Any
 from eventproc import logs
 from eventproc.clock import Clock
 from eventproc.errors import ConfigError, EventprocError, Fenced, HandlerLoadError
+from eventproc.forked import Program
 from eventproc.metrics import Board
 from eventproc.settings import Settings
 from eventproc.spawn import WorkerSpec
 from eventproc.supervisor import child
 from eventproc.supervisor.backoff import RestartPolicy
-from eventproc.supervisor.spare_worker import SpareWorker
 from eventproc.supervisor.watch import Rate, Watch, final_events
 
 #: Exit codes of a worker that it is no use to start again.
@@ -41,7 +41,7 @@ class WorkerSlot:
         index: int,
         board: Board,
         settings: Settings,
-        spare: SpareWorker,
+        program: Program,
         supervisor: str,
         takeover: bool,
         fail: Callable[[int, str], None],
@@ -57,7 +57,7 @@ class WorkerSlot:
         self._index = index
         self._board = board
         self._settings = settings
-        self._spare = spare
+        self._program = program
         self._supervisor = supervisor
         self._takeover = takeover
         self._fail = fail
@@ -66,7 +66,7 @@ class WorkerSlot:
             settings.restart_backoff_ms, settings.restart_backoff_max_ms, settings.restart_budget, random
         )
         self._log = logs.get().bind(partition=partition)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: child.Child | None = None
         self._started_ms = 0
         self._starts = 0
         self._error_at_start = ""
@@ -186,7 +186,8 @@ class WorkerSlot:
         self._error_at_start = page.last_error
         settings = self._settings
         watch = Watch(page, settings.heartbeat_timeout_ms, settings.handler_timeout_ms, now_ms)
-        process = await self._spare.start(self._spec().dump())
+        title = f"worker {self.partition}"
+        process = await child.spawn(self._program, self._spec().dump(), title, (self._board.fd,))
         self._process, self._started_ms, self._draining = process, now_ms, False
         self._starts += 1
         if self._stopping:  # asked for while it was being spawned
@@ -219,7 +220,7 @@ class WorkerSlot:
             death=self._death,
         )
 
-    async def _abort(self, process: asyncio.subprocess.Process, hang: str) -> None:
+    async def _abort(self, process: child.Child, hang: str) -> None:
         """End a hung worker; SIGABRT first, so that faulthandler shows where it stands."""
         self._log.error("worker hangs, killed", pid=process.pid, reason=hang)
         await child.end(process, signal.SIGABRT, _ABORT_S)
@@ -256,8 +257,12 @@ class WorkerSlot:
             self._fail(code, message)
             return None
         cause = hang or child.describe_exit(code)
-        if hang or page.last_error == self._error_at_start:  # it had no words of its own
+        # one that ends by itself says why, and then that it is stopped: twice the same, perhaps
+        wordless = page.state != "stopped" and page.last_error == self._error_at_start
+        if hang or wordless:
             page.last_error = cause
+        else:
+            cause = f"{cause}: {page.last_error}"
         pause_ms = self._policy.pause_ms(watch.progress_ms())
         reason = f"{cause}; starts again in {pause_ms} ms"
         if self._policy.exhausted:
@@ -268,7 +273,7 @@ class WorkerSlot:
                 restart_backoff_max_ms=self._settings.restart_backoff_max_ms,
                 reason=cause,
             )
-        self._log.error("worker died", reason=cause, pause_ms=pause_ms, last_error=page.last_error)
+        self._log.error("worker died", reason=cause, pause_ms=pause_ms)
         page.enter("crashed", reason)
         page.set("pid", 0)
         return pause_ms

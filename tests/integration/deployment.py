@@ -99,7 +99,6 @@ class Deployment:
             "gap_timeout_ms": GAP_TIMEOUT_MS,
             "simulate_runs_dir": str(self.runs),
             "restart_backoff_ms": 100,
-            "spare_worker": False,  # costs half a second of processor time; chaos has it
             **settings,
         }
         self._through = through or {}

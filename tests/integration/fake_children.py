@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from eventproc.settings import Settings
     from eventproc.supervisor.preparation import Server
 
-HERE = (sys.executable, "-m", "tests.integration.fake_children")
-
 
 def plan(name: str) -> str:
     path = Path(os.environ["EVENTPROC_TEST_PLAN"]) / name
@@ -77,15 +75,20 @@ def embed(settings: Settings) -> tuple[dict[str, Server], Settings]:
 
 
 def supervise(arguments: list[str]) -> NoReturn:
-    # here, so that the other children start fast
     from eventproc import logs
     from eventproc.cli.run import fail
     from eventproc.errors import EventprocError
+    from eventproc.forked import Module
     from eventproc.settings_load import load_settings
     from eventproc.supervisor.supervisor import Programs, Supervisor
 
-    worker = (sys.executable, "-m", "tests.integration.fake_worker")
-    programs = Programs(worker, (*HERE, "monitor"), (*HERE, "preflight"), embed)
+    programs = Programs(
+        Module("tests.integration.fake_worker"),
+        monitor,
+        preflight,
+        embed,
+        imports=("tests.integration.fake_worker",),
+    )
     try:
         settings = load_settings(dict(a.split("=", 1) for a in arguments if "=" in a))
         logs.configure(settings.log_level, settings.log_format)

@@ -145,12 +145,12 @@ def test_a_drain_awaits_the_batch_and_begins_none(it: Deployment) -> None:
 
 def test_locks_outlive_a_long_batch_and_the_loop_goes_on(on_embedded: Deployment) -> None:
     it = on_embedded
-    it.choose(inflight_ttl_ms=1200, lease_ms=1200)
-    it.send(event("long", 1, do=("sleep", 4000)))
+    it.choose(inflight_ttl_ms=2500, lease_ms=2500)
+    it.send(event("long", 1, do=("sleep", 6000)))
     it.start()
     it.until(lambda: it.begun("long-1"), "its batch")
     it.send(event("next", 1))
-    until = time.monotonic() + 3
+    until = time.monotonic() + 5
     while time.monotonic() < until:
         assert it.key("inflight:long-1") in it.locks()
         time.sleep(0.1)

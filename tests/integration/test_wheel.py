@@ -41,7 +41,12 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with one sdist and the wheel made from it; the source was a copy in which nothing was built."""
+    """Folder with one sdist and the wheel made from it.
+
+    That of `make wheel`, where EVENTPROC_TEST_DIST names it; else made of a copy in which nothing was built.
+    """
+    if made := os.environ.get("EVENTPROC_TEST_DIST"):
+        return Path(made)
     folder = tmp_path_factory.mktemp("dist")
     source = tmp_path_factory.mktemp("source") / "eventproc"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*BUILT))

@@ -121,33 +121,6 @@ def test_a_child_dies_with_its_killed_parent(way: str) -> None:
         wait_for(lambda: not alive(pid), 2)
 
 
-def test_a_tied_program_dies_with_its_parent_while_it_is_still_importing(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
-    code = "import subprocess; from eventproc.tied import tied; subprocess.run(tied('slow'))"
-    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environ
-    ) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        parent.send_signal(signal.SIGKILL)
-        wait_for(lambda: not alive(pid), 2)
-
-
-def test_a_tied_program_whose_parent_died_before_it_could_look_does_not_begin(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("print('begun', flush=True)\n")
-    someone_else = subprocess.Popen([sys.executable, "-c", ""])
-    someone_else.wait()
-    child = subprocess.run(
-        [sys.executable, "-m", "eventproc.tied", str(someone_else.pid), "slow"],
-        capture_output=True,
-        timeout=20,
-        check=False,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
-    )
-    assert (child.returncode, child.stdout) == (1, b"")
-
-
 def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
     child = subprocess.run(
         [sys.executable, "-c", CHILD, "kernel", "1"], capture_output=True, timeout=20, check=False, cwd=ROOT

@@ -126,7 +126,6 @@ class Ground:
                 "lease_ms": LEASE_MS,
                 "restart_backoff_max_ms": 500,
                 "redis_timeout_ms": 2000,
-                "spare_worker": True,
                 **settings,
             }
             self.hosts.append(
