@@ -9,8 +9,8 @@ unexport MAKEFLAGS
 
 PYTHON ?= python3
 VENV ?= .venv
-# Most of what takes long waits: three at a time keep two processors busy.
-JOBS ?= 3
+# Most of what takes long waits: four at a time keep two processors busy.
+JOBS ?= 4
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SEEDS ?= 20000
@@ -48,8 +48,9 @@ $(READY): pyproject.toml setup.py
 	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
+# What is older than the environment was built with it.
 $(EXTENSION): $(READY) $(CYTHON)
-	$(PY) setup.py --quiet build_ext --inplace
+	@if [ -n "$$(find $(CYTHON) -newer $(READY))" ]; then $(PY) setup.py --quiet build_ext --inplace; fi
 	@touch $@
 
 .PHONY: setup

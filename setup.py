@@ -11,7 +11,7 @@ setup(
             Extension(
                 f"eventproc.{module.replace('/', '.')}",
                 [f"eventproc/{module}.pyx"],
-                extra_compile_args=["-O3"],
+                extra_compile_args=["-O3", "-g0"],
             )
             for module in MODULES
         ],

@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from eventproc.workload import Workload
@@ -67,6 +68,8 @@ def test_a_killed_supervisor_takes_its_workers_along_and_the_next_one_claims_at_
     underway(it)
     pids = it.children()
     assert len(pids) >= 3
+    assert it.process is not None
+    assert psutil.Process(it.process.pid).num_threads() == 1  # its children are forks
     it.signal(signal.SIGKILL)
     it.ends()
     gone(pids, 2)
