@@ -127,7 +127,7 @@ class Publisher:
                 self._tell(batch, index, kafka_error(error).str())
         if len(batch.fates) < batch.size:
             await asyncio.wait([batch.done], timeout=timeout_s)
-        reasons = [f"not acknowledged within {timeout_s:.1f} s"] * len(records)
+        reasons = [f"not acknowledged by Kafka within {timeout_s:.1f} s"] * len(records)
         for index, reason in batch.fates:
             reasons[index] = reason
         return reasons
