@@ -126,6 +126,7 @@ class Verdict(IntEnum):
     LATE = 3  # looked up: not final, and the ledger shows its seq as skipped
     STALE = 4  # looked up: not final, and its seq is not in the ledger
     FOREIGN = 5  # a key of the wrong type is in the way
+    PROCESSED = 6  # looked up: processed already, under this user and seq
 
 
 @dataclass(slots=True)

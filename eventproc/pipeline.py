@@ -513,7 +513,11 @@ class Pipeline:
             self._asides.name(entry.user, reply.foreign.get(at, f"a key of {entry.id}"), entry.offset)
             self._again(entry, now_ms + FOREIGN_RETRY_MS)
             return
-        if verdict == Verdict.FINAL:
+        if verdict == Verdict.PROCESSED:
+            self._free_id(entry)
+            self._lanes.drop(entry)
+            self._duplicate(entry)
+        elif verdict == Verdict.FINAL:
             self._final(entry, reply.finals.get(at, Final()))
         elif verdict == Verdict.LOCKED:
             self._again(entry, now_ms + LOCKED_RETRY_MS)

@@ -21,7 +21,8 @@
 --   9..  per such entry: its index (from 1, ascending) and its seq
 -- Returns
 --   {'ok'}       every entry is granted
---   {'ok', verdicts, ...}  one digit per entry: 0 granted, 1 final, 2 locked, 3 late, 4 stale, 5 foreign;
+--   {'ok', verdicts, ...}  one digit per entry: 0 granted, 1 final, 2 locked, 3 late, 4 stale, 5 foreign,
+--                6 only looked up, and processed under this user and seq (as most that a restart reads again);
 --                then for each entry that is final, in order: status, userId, seq, partition, offset,
 --                attempts, error, reason as event:<id> has them ('' each where it does not, or when only
 --                dedup:<id> is left);
@@ -59,6 +60,13 @@ for l = 9, 8 + 2 * looks, 2 do
 end
 
 local reply, verdicts = {'ok', ''}, {}
+
+-- Whether the event is processed under the user of that gaps key and this seq.
+local user_at = #KEYS[1] - #'partition:' - (#ours - 1) + #'gaps:' + 1 -- where the user begins in it
+local function processed(event_key, gaps_key, seq)
+  local fields = try('HMGET', event_key, 'status', 'seq', 'userId')
+  return fields[1] == 'processed' and fields[2] == seq and fields[3] == string.sub(gaps_key, user_at)
+end
 
 -- Answers the verdict for an entry of which a key exists, and appends its particulars to the reply.
 local function found(event_key, dedup_key)
@@ -152,25 +160,42 @@ end
 local plain = true
 local locks = 1 + 2 * count
 local gaps_at = locks + count
+
+-- Whether event:<id> or dedup:<id> of an entry exists.
 local checked, present = 0, 0
-for i = 1, count do
+local function exists(i)
   if i > checked then
-    checked = i + chunk - 1
-    if checked > count then
-      checked = count
-    end
+    checked = math.min(i + chunk - 1, count)
     present = call('EXISTS', unpack(KEYS, 2 * i, 2 * checked + 1))
   end
+  return present > 0 and call('EXISTS', KEYS[2 * i], KEYS[2 * i + 1]) > 0
+end
+
+-- Whether an entry may have a lock.
+local locks_checked, locked = 0, 0
+local function may_be_locked(i)
+  if i > locks_checked then
+    locks_checked = math.min(i + chunk - 1, count)
+    locked = call('EXISTS', unpack(KEYS, locks + i, locks + locks_checked))
+  end
+  return locked > 0
+end
+
+for i = 1, count do
   local seq = seqs[i]
   local verdict, failure
-  if present > 0 and call('EXISTS', KEYS[2 * i], KEYS[2 * i + 1]) > 0 then
+  if seq then
+    gaps_at = gaps_at + 1
+  end
+  if seq and processed(KEYS[2 * i], KEYS[gaps_at], seq) then
+    verdict = '6'
+    if may_be_locked(i) then
+      drop(KEYS[locks + i])
+    end
+  elseif exists(i) then
     verdict, failure = found(KEYS[2 * i], KEYS[2 * i + 1])
     drop(KEYS[locks + i])
-    if seq then
-      gaps_at = gaps_at + 1
-    end
   elseif seq then
-    gaps_at = gaps_at + 1
     verdict, failure = look(KEYS[gaps_at], tonumber(seq))
   else
     verdict = '0'

@@ -10,7 +10,7 @@ import redis
 from eventproc.effects import Final, Gap, Verdict
 from tests.script_runner import ScriptRunner, entry, failed, group, settings, values
 
-GRANTED, FINAL, LOCKED, LATE, STALE, FOREIGN = list(Verdict)
+GRANTED, FINAL, LOCKED, LATE, STALE, FOREIGN, PROCESSED = list(Verdict)
 
 
 def test_locks_name_the_owner_and_expire(me: ScriptRunner, client: Any) -> None:
@@ -100,13 +100,26 @@ def test_look_tells_late_from_stale_and_locks(me: ScriptRunner, client: Any) -> 
 def test_look_at_a_final_id(me: ScriptRunner) -> None:
     me.finalize(group("u", entry(1, "u", 1)))
     mixed = me.acquire(
-        entry(1, "u", 1, look=True), entry(5, "u", 9), entry(6, "u", 1, look=True), entry(1, "u", 1)
+        entry(1, "u", 2, look=True), entry(5, "u", 9), entry(6, "u", 1, look=True), entry(1, "u", 1)
     )
     assert mixed.verdicts == [FINAL, GRANTED, STALE, FINAL]
     assert mixed.finals == {
         0: Final("processed", "u", 1, attempts=1),
         3: Final("processed", "u", 1, attempts=1),
     }
+
+
+@pytest.mark.parametrize("prefix", ["", "other:partition:"])
+def test_look_at_what_is_processed_under_this_user_and_seq(client: Any, prefix: str) -> None:
+    me = ScriptRunner(client, settings(key_prefix=prefix))
+    me.claim()
+    me.finalize(group("ü:gaps", entry(1, "ü:gaps", 7)), group("v", failed(2, "v", 3)))
+    asked = [(1, "ü:gaps", 7), (1, "gaps", 7), (1, "ü:gaps", 8), (2, "v", 3), (1, "", 7)]
+    looks = [entry(number, user, seq, look=True) for number, user, seq in asked]
+    acquired = me.acquire(*looks)
+    assert acquired.verdicts == [PROCESSED, FINAL, FINAL, FINAL, FINAL]
+    assert [acquired.finals[i].user for i in range(1, 5)] == ["ü:gaps", "ü:gaps", "v", "ü:gaps"]
+    assert client.keys(f"{prefix}inflight:*") == []
 
 
 @pytest.mark.parametrize(
