@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from typing import IO, Self
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+
+from tests.ports import free_port
 
 _POM = Path(__file__).with_name("kafka") / "pom.xml"
 _FETCH_TIMEOUT_S = 600
@@ -97,14 +98,6 @@ def why_not() -> str:
     return ""
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 class KafkaServer:
     """One broker in a folder of its own; the same port and data over restarts, until `close()`.
 
@@ -112,8 +105,8 @@ class KafkaServer:
     """
 
     def __init__(self, *, port: int = 0, overrides: dict[str, str] | None = None) -> None:
-        self.port, self.controller_port = _free_ports(2)
-        self.port = port or self.port
+        self.port = port or free_port()
+        self.controller_port = free_port()
         self.overrides = overrides or {}
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from eventproc.clock import SystemClock
 from eventproc.errors import ConfigError
 from eventproc.settings import Settings
 from tests.kafka_server import KafkaServer, KafkaUnavailable, why_not
+from tests.ports import free_port
 
 _CREATE_TIMEOUT_MS = 30_000
 _missing_kafka: list[str] = []
@@ -121,6 +121,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def unused_port() -> int:
     """A port of 127.0.0.1 on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-    return port
+    return free_port()

@@ -32,10 +32,11 @@ def main() -> int:
     board = Board.open(spec.board_fd, spec.slots)
     close_on_exec([spec.board_fd])
     plan = Path(os.environ["EVENTPROC_TEST_PLAN"])
-    with (plan / f"starts-{spec.partition}").open("a") as starts:
-        starts.write(f"{os.getpid()} {spec.start_count} {spec.takeover}\n")
     with (plan / f"deaths-{spec.partition}").open("a") as deaths:
         deaths.write(json.dumps(spec.death) + "\n")
+    # Last: who waits for the line of a start finds the other one too.
+    with (plan / f"starts-{spec.partition}").open("a") as starts:
+        starts.write(f"{os.getpid()} {spec.start_count} {spec.takeover}\n")
     return work(board.page(spec.slot), plan / str(spec.partition))
 
 

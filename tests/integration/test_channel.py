@@ -25,7 +25,8 @@ from eventproc.effects import (
 )
 from eventproc.errors import ConfigError, Transient
 from eventproc.store.channel import Channel
-from tests.redis_server import RedisServer, bundled_binary, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer, bundled_binary
 from tests.script_runner import entry, group, settings
 
 

@@ -23,7 +23,8 @@ from eventproc.store import embedded
 from eventproc.store.check import check_redis
 from eventproc.store.embedded import EmbeddedRedis, find_server
 from eventproc.store.reading import RedisReader
-from tests.redis_server import RedisServer, bundled_binary, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer, bundled_binary
 from tests.script_runner import settings
 
 

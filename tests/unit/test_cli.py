@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tomllib
@@ -16,6 +15,7 @@ import eventproc
 from eventproc.settings import Settings
 from eventproc.settings_load import flag_name, is_secret, settings_markdown
 from tests.integration.supervised import ROOT
+from tests.ports import free_port
 
 EVENTPROC = "from eventproc.cli.main import main; main()"
 SUPERVISOR = "from eventproc.cli.supervisor import main; main()"
@@ -31,12 +31,6 @@ def run(entry: str, *arguments: str, env: dict[str, str] | None = None) -> subpr
         timeout=60,
         check=False,
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def test_the_version_is_the_packages() -> None:

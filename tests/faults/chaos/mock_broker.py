@@ -16,7 +16,8 @@ from eventproc.broker.embedded import EmbeddedBroker, MockCluster, main
 from tests.faults.chaos.proxy import Proxy
 from tests.faults.chaos.servers import REDIS
 from tests.integration.conftest import BrokerUnderTest
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 NODES = 3
 

@@ -16,7 +16,8 @@ from tests.faults.chaos.ground import Ground, repeated
 from tests.faults.chaos.links import spoilt
 from tests.faults.chaos.servers import REDIS
 from tests.integration.supervised import wait_for
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 Hits = Generator[None, None, int]
 #: While a supervisor starts there may be nobody whom a trouble could hit; the trouble lasts until then.

@@ -8,7 +8,8 @@ from typing import Any, Protocol, Self
 from tests.faults.chaos.proxy import Proxy
 from tests.integration.conftest import BrokerUnderTest, broker_of
 from tests.kafka_server import KafkaServer
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 KAFKA = "kafka"
 REDIS = "redis"

@@ -19,7 +19,8 @@ from tests.integration.audit.planting import (
 )
 from tests.integration.audit.world import World, commit
 from tests.integration.conftest import BrokerUnderTest
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 
 def test_clean_state_is_clean_on_each_broker(

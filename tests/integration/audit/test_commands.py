@@ -16,7 +16,8 @@ from tests.integration.audit.planting import settings_for
 from tests.integration.audit.world import World
 from tests.integration.conftest import BrokerUnderTest
 from tests.integration.supervised import wait_for
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 COMMAND = [sys.executable, "-c", "from eventproc.cli.main import main; main()"]
 
