@@ -370,7 +370,8 @@ class Page:
         """Since when (monotonic) and on which offset each handler runs, the oldest first; what a dead worker
         leaves here is what it died of, or with."""
         words = self._words
-        found = [(words[_RUNNING_SINCE], words[_RUNNING_OFFSET])] if words[_RUNNING_SINCE] else []
+        first = words[_RUNNING_SINCE]  # read once: the handler may end meanwhile
+        found = [(first, words[_RUNNING_OFFSET])] if first else []
         since = words[_TASKS : _TASKS + 2 * MAX_CONCURRENCY : 2].tolist()
         if any(since):
             offsets = words[_TASKS + 1 : _TASKS + 2 * MAX_CONCURRENCY : 2].tolist()

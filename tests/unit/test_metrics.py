@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eventproc import metrics
 from eventproc.errors import ConfigError
-from eventproc.metrics import METRICS, Board, Distribution
+from eventproc.metrics import METRICS, Board, Distribution, Page
 from eventproc.settings import MAX_CONCURRENCY
 
 
@@ -116,6 +116,20 @@ def test_a_task_that_has_ended_leaves_its_slot(board: Board) -> None:
     assert (page.running_since_ms, page.running_offset) == (30, 12)
     page.forget_runs()
     assert page.runs == []
+
+
+def test_a_handler_that_ends_while_it_is_looked_at_has_begun_some_time(board: Board) -> None:
+    page = board.page(0)
+    page.running(5, 7)
+    words = page._words
+
+    class EndsMeanwhile:
+        def __getitem__(self, index: Any) -> Any:
+            value = words[index]
+            page.running(0)
+            return value
+
+    assert Page(EndsMeanwhile()).runs in ([], [(5, 7)], [(5, -1)])  # type: ignore[arg-type]
 
 
 def test_total_sums_the_labels(board: Board) -> None:
