@@ -59,8 +59,9 @@ def _reasons(page: Page, settings: Settings, now_ms: int) -> list[str]:
         reasons.append("Redis does not answer the worker")
     if page.get("kafka_down"):
         reasons.append("Kafka does not answer the worker")
-    silent_ms = now_ms - max(page.last_beat_ms, page.running_since_ms)
-    allowed_ms = settings.handler_timeout_ms if page.running_since_ms else settings.heartbeat_timeout_ms
+    since_ms = page.running_since_ms  # read once: the handler may end meanwhile
+    silent_ms = now_ms - max(page.last_beat_ms, since_ms)
+    allowed_ms = settings.handler_timeout_ms if since_ms else settings.heartbeat_timeout_ms
     if allowed_ms and silent_ms > allowed_ms:
         reasons.append(f"no progress for {_seconds(silent_ms)}")
     gap_ms = page.get("oldest_gap_ms")
