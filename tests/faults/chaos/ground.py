@@ -378,9 +378,11 @@ class Ground:
         return "\n".join(host.picture() for host in self.hosts)
 
     def stop(self) -> None:
-        """End all hosts in order; nothing may be left locked."""
+        """End all hosts in order; nothing may be left locked, and no handler taken for one that hangs."""
         for host in self.hosts:
             assert host.stop() == 0, host.log()[-4000:]
+            hung = [line for line in host.log().splitlines() if "handler has run for" in line]
+            assert not hung, hung  # no fault makes one hang
         assert self.hosts[0].locks() == []
 
     def judge(self) -> Report:
