@@ -31,7 +31,7 @@ PARTITION_MAX_BYTES = 5 * 1024 * 1024
 CLIENT_CONFIG: dict[str, str] = {"fetch.wait.max.ms": "10"}
 _CLUSTER_ID = re.compile(r"^mockCluster")
 _START_TIMEOUT_MS = 10_000
-_REPLY_TIMEOUT_MS = 5_000
+_REPLY_TIMEOUT_MS = 30_000
 _RD_KAFKA_PRODUCER = 0
 _TOPIC = re.compile(r"^([A-Za-z0-9._-]{1,249}):([1-9][0-9]{0,4})$")
 
@@ -65,6 +65,8 @@ class EmbeddedBroker(ServerProcess):
         self.bootstrap_servers = ""
         self._topics = dict(topics)
         self._clock = clock or SystemClock()
+        self._owed = 0  # answers that have not come yet
+        self._read = b""  # of the next one
 
     @property
     def client_config(self) -> dict[str, str]:
@@ -82,6 +84,7 @@ class EmbeddedBroker(ServerProcess):
             bufsize=0,
             start_new_session=True,  # a Ctrl-C in the terminal is for the parent, which still drains
         )
+        self._owed, self._read = 0, b""
         line = self._read_line(_START_TIMEOUT_MS)
         if not line.startswith("ready "):
             process = self._process
@@ -94,32 +97,45 @@ class EmbeddedBroker(ServerProcess):
         return self
 
     def create_topic(self, name: str, partitions: int) -> None:
-        """Create a topic; ConfigError when it exists or its name is no topic name."""
+        """Create a topic; ConfigError when it exists or its name is no topic name, DependencyError when the
+        broker does not answer."""
         reply = self._order(f"topic {name}:{partitions}")
         if reply != "ok":
-            raise ConfigError(f"the embedded broker cannot create topic {name}: {reply or 'no answer'}")
+            raise ConfigError(f"the embedded broker cannot create topic {name}: {reply}")
 
     def _order(self, text: str) -> str:
         stdin = self._running().stdin
         if stdin is None:
             raise RuntimeError("the embedded broker has no control pipe")
         stdin.write(f"{text}\n".encode())
-        return self._read_line(_REPLY_TIMEOUT_MS)
+        self._owed += 1
+        while True:
+            reply = self._read_line(_REPLY_TIMEOUT_MS)
+            if not reply:
+                seconds = _REPLY_TIMEOUT_MS / 1000
+                raise DependencyError(
+                    f"the embedded broker (pid {self.pid}) does not answer to {text!r} in {seconds:g} s: "
+                    f"it is stopped, or the machine is overloaded"
+                )
+            self._owed -= 1
+            if not self._owed:  # else it is the answer to a command that was given up
+                return reply
 
     def _read_line(self, timeout_ms: int) -> str:
+        """The next line, "" if it does not come in time; what has come of it is kept."""
         stdout = self._running().stdout
         if stdout is None:
             return ""
         deadline = self._clock.monotonic_ms() + timeout_ms
-        line = b""
-        while not line.endswith(b"\n"):
+        while not self._read.endswith(b"\n"):
             left = deadline - self._clock.monotonic_ms()
             if left <= 0 or not select.select([stdout], [], [], left / 1000)[0]:
-                break
+                return ""
             byte = stdout.read(1)
             if not byte:
-                break
-            line += byte
+                return ""
+            self._read += byte
+        line, self._read = self._read, b""
         return line.decode(errors="replace").strip()
 
 

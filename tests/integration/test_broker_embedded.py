@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from eventproc.broker import embedded
 from eventproc.broker.embedded import EmbeddedBroker, check_not_dropped
 from eventproc.clock import SystemClock
 from eventproc.errors import ConfigError, DependencyError
@@ -49,6 +50,22 @@ def test_interrupt_of_the_terminal_is_for_the_parent() -> None:
         os.kill(broker.pid, signal.SIGINT)
         broker.create_topic("still-serving", 1)
         assert os.getpgid(broker.pid) != os.getpgid(0)
+
+
+def test_an_answer_that_is_late_is_not_taken_for_that_to_the_next_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with EmbeddedBroker({"events": 1}) as broker:
+        with monkeypatch.context() as patched:
+            patched.setattr(embedded, "_REPLY_TIMEOUT_MS", 100)
+            os.kill(broker.pid, signal.SIGSTOP)
+            for name in ("events", "slow"):
+                with pytest.raises(DependencyError, match=f"does not answer to 'topic {name}:1' in 0.1 s"):
+                    broker.create_topic(name, 1)
+            os.kill(broker.pid, signal.SIGCONT)
+        broker.create_topic("next", 1)
+        with pytest.raises(ConfigError, match="cannot create topic slow"):
+            broker.create_topic("slow", 1)  # it has been, in the meantime
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
