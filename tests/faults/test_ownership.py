@@ -264,7 +264,7 @@ def test_a_killed_kafka_is_waited_for_and_makes_no_false_gap(
     kafka_broker: BrokerUnderTest, deploy: Deploy
 ) -> None:
     assert kafka_broker.kafka is not None
-    it = deploy(kafka_broker, partitions=2, handler=PACED, gap_timeout_ms=3000)
+    it = deploy(kafka_broker, partitions=2, handler=PACED, gap_timeout_ms=8000)
     it.produce(workload_for(it, missing_seqs=0))
     waiting = it.user("waiting", 0)
     it.send(event(waiting, 1), event(waiting, 3))
@@ -274,7 +274,7 @@ def test_a_killed_kafka_is_waited_for_and_makes_no_false_gap(
     assert all(w["last_error"].startswith("Kafka") for w in it.status()["workers"])
     assert it.metric("kafka_errors_total") >= 2
     assert it.metric("redis_errors_total") == 0
-    pause(3.5)  # longer than the gap timeout
+    pause(9)  # longer than the gap timeout
     kafka_broker.kafka.start()
     it.pace(0)
     it.send(event(waiting, 2))

@@ -109,7 +109,7 @@ def beyond_the_end(broker: BrokerUnderTest, deploy: Deploy, events: int) -> Depl
     made_anew(it)
     if events:
         it.send(*(event("new", seq) for seq in range(1, events + 1)))
-    it.until(lambda: "on_offset_out_of_range" in (it.worker()["last_error"] or ""), "its reason")
+    it.until(lambda: "on_offset_out_of_range" in (it.worker()["last_error"] or ""), "its reason", 120)
     return it
 
 

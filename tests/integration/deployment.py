@@ -42,7 +42,8 @@ ACT_BATCH = f"{ACT}_batch"
 PACED = "tests.integration.handlers_for_tests:paced"
 PACED_ASYNC = f"{PACED}_async"
 PACED_BATCH = f"{PACED}_batch"
-GAP_TIMEOUT_MS = 600
+#: A machine that stands still for longer starts the timers anew.
+GAP_TIMEOUT_MS = 1000
 #: The real command, tied to the life of the test's process.
 _ENTRY = """
 from eventproc.spawn import die_with_parent

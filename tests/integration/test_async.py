@@ -112,7 +112,7 @@ def test_a_drain_awaits_what_runs_and_begins_nothing(it: Deployment) -> None:
 def test_locks_outlive_a_handler_that_blocks_the_loop(on_embedded: Deployment) -> None:
     it = on_embedded
     it.choose(inflight_ttl_ms=1200, lease_ms=1200, gap_timeout_ms=60_000)
-    it.send(event("gap", 2), event("block", 1, do=("block", 5000)), event("beside", 1, do=("sleep", 100)))
+    it.send(event("gap", 2), event("block", 1, do=("block", 7000)), event("beside", 1, do=("sleep", 100)))
     it.start()
     it.until(lambda: it.begun("block-1"), "its run")
     until = time.monotonic() + 4

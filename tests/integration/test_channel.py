@@ -111,7 +111,7 @@ def test_several_under_way_are_answered_in_order(line: Line) -> None:
 def test_poll_does_not_wait_for_what_is_not_there(line: Line) -> None:
     before = time.monotonic()
     assert line.channel.poll() == []
-    assert time.monotonic() - before < 0.5
+    assert time.monotonic() - before < 3  # and not for redis_timeout_ms
     assert line.channel.up
     assert line.channel.down_since_ms == -1
     assert line.channel.fileno() >= 0
@@ -371,7 +371,7 @@ def test_megabytes_neither_block_nor_get_lost(line: Line, server: RedisServer) -
     before = time.monotonic()
     for _ in range(8):
         line.channel.submit(LoadUsers(users))
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 4  # and not for redis_timeout_ms
     server.thaw()
     for _, reply in line.replies(8):
         assert reply == [UserState()] * 3000

@@ -15,7 +15,7 @@ from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(120)
 
-RETRY_BACKOFF_MS = 250
+RETRY_BACKOFF_MS = 400
 MAX_SEQ_JUMP = 1000
 _names = count(1)
 

@@ -97,18 +97,22 @@ def test_as_many_run_at_a_time_as_may(runner: Make, slots: Slots) -> None:
 
 
 def test_each_end_is_told_as_it_comes_and_wakes_who_waits(runner: Make) -> None:
+    may_end = {offset: threading.Event() for offset in (1, 2, 3, 4)}
+
     async def handler(event: Event) -> None:
-        await asyncio.sleep(event.payload["s"])
+        while not may_end[event.offset].is_set():
+            await asyncio.sleep(0.001)
 
     it = runner(handler)
-    it.begin([entry(1, s=0.4), entry(2, s=0.0), entry(3, s=0.2)])
-    begun = time.monotonic()
-    [first] = collected(it, 1)
-    assert first.entry.offset == 2
-    assert time.monotonic() - begun < 0.2
-    it.begin([entry(4, s=0.0)])
-    ended = collected(it, 3)
-    assert [one.entry.offset for one in ended] == [4, 3, 1]
+    it.begin([entry(1), entry(2), entry(3)])
+    ended = []
+    for offset in (2, 4, 3, 1):
+        if offset == 4:
+            it.begin([entry(4)])
+        time.sleep(0.1)
+        may_end[offset].set()
+        ended += collected(it, 1)
+    assert [one.entry.offset for one in ended] == [2, 4, 3, 1]
     assert ended[-1].took_ms >= 390
 
 
@@ -159,16 +163,19 @@ def test_a_task_of_the_handlers_own_cannot_end_the_loop(runner: Make) -> None:
 
 
 def test_one_that_blocks_the_loop_holds_up_the_others_but_not_who_waits(runner: Make) -> None:
+    release = threading.Event()
+    released = []
+
     async def handler(event: Event) -> None:
         if event.offset == 1:
-            time.sleep(0.5)
+            released.append(release.wait(20))
 
     it = runner(handler)
-    begun = time.monotonic()
     it.begin([entry(1), entry(2)])
     assert it.collect() == []
-    assert time.monotonic() - begun < 0.3
+    release.set()
     assert len(collected(it, 2)) == 2
+    assert released == [True]
 
 
 def test_a_handler_is_given_the_event_of_its_attempt(runner: Make) -> None:

@@ -397,7 +397,9 @@ class Ground:
                 name = runs / f"{host.folder.name}-{path.name}"
                 if not name.exists():
                     os.link(path, name)
-        settings = self.hosts[0].settings.model_copy(update={"handler": BUILT_IN})
+        # Redis may be busy with more than the judge's questions: what the workers make of that is judged here
+        changes = {"handler": BUILT_IN, "redis_timeout_ms": 60_000}
+        settings = self.hosts[0].settings.model_copy(update=changes)
         return audit(settings, ledger=self.ledger, runs=runs, crashed=True)
 
 

@@ -20,15 +20,18 @@ from tests.integration.supervised import wait_for
 from tests.kafka_server import KafkaServer
 from tests.redis_server import RedisServer
 
+#: Within which Redis or Kafka that is away is told, by a machine that has nothing else to do ...
 SOON_S = 2.0
+#: ... and what one that is loaded may add.
+LOAD_S = 2.0
 
 
 def timed(call: Callable[[], Answer]) -> Answer:
-    """The answer, which must have come within SOON_S."""
+    """The answer, which must have come in time."""
     begun = time.monotonic()
     answer = call()
     elapsed = time.monotonic() - begun
-    assert elapsed < SOON_S, f"{answer} took {elapsed:.2f} s"
+    assert elapsed < SOON_S + LOAD_S, f"{answer} took {elapsed:.2f} s"
     return answer
 
 
@@ -165,7 +168,7 @@ def test_a_full_queue_is_refused_before_anything_is_produced(
     start_api: StartApi, own_broker: OwnBroker
 ) -> None:
     config = {**own_broker.under_test.kafka_config, "queue.buffering.max.messages": "10"}
-    api = start_api(own_broker.under_test, kafka_config=config)
+    api = start_api(own_broker.under_test, kafka_config=config, api_timeout_ms=20_000)
     own_broker.freeze()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(api.batch, [event(id=f"first-{n}") for n in range(10)])
