@@ -1,6 +1,7 @@
 -- Take ownership of a partition, or learn who has it (CONTRACT section 6: fence, start, one owner). A death
 -- is recorded with it, once: what ran then is a suspect from now on. Suspects run alone, so one that ran is
--- charged with the death (CONTRACT 4.9). Those below the position are forgotten.
+-- charged with the death (CONTRACT 4.9). Those below the position are forgotten. The last deaths are kept by
+-- token, for a claim may be long under way, and be carried out when its sender has died, too.
 --
 -- KEYS
 --   1  partition:<topic>:<p>
@@ -12,7 +13,7 @@
 --   5  force     '1': take it from anyone
 --   6  offset    position to store if Redis holds none (-1 = none)
 --   7  baseline  baseline to store with that position (-1 = none)
---   8  death     token of the death of the worker before ('' = none, or nothing ran)
+--   8  death     token of the death of the worker before, without spaces ('' = none, or nothing ran)
 --   9  cause     what it died of
 --   10.. offset of each record that ran then
 -- Returns
@@ -25,6 +26,7 @@
 local key = KEYS[1]
 local owner, claim = ARGV[1], ARGV[2]
 local schema = 1
+local deaths_kept = 8
 
 local stored = redis.pcall('HMGET', key, 'epoch', 'owner', 'rev', 'offset', 'baseline', 'seen_ms', 'schema', 'claim',
   'death')
@@ -79,7 +81,8 @@ for s = 1, #known, 2 do
     known[known[s]] = known[s + 1]
   end
 end
-if ARGV[8] ~= '' and stored[9] ~= ARGV[8] then
+local deaths = stored[9] or ''
+if ARGV[8] ~= '' and not string.find(' ' .. deaths .. ' ', ' ' .. ARGV[8] .. ' ', 1, true) then
   local charged = {}
   for a = 10, #ARGV do
     local before = known[ARGV[a]]
@@ -89,8 +92,14 @@ if ARGV[8] ~= '' and stored[9] ~= ARGV[8] then
       redis.call('HSET', key, 'suspect:' .. ARGV[a], '0 ' .. ARGV[9])
     end
   end
+  local kept = {ARGV[8]}
+  for death in string.gmatch(deaths, '%S+') do
+    if #kept < deaths_kept then
+      kept[#kept + 1] = death
+    end
+  end
   -- one write: were the script cut off between two, its repetition would charge twice
-  redis.call('HSET', key, 'death', ARGV[8], unpack(charged))
+  redis.call('HSET', key, 'death', table.concat(kept, ' '), unpack(charged))
 end
 
 epoch = string.format('%.0f', math.max((epoch or 0) + 1, now_ms))

@@ -58,6 +58,15 @@ def test_a_death_is_recorded_once_and_charges_who_ran_alone(me: ScriptRunner) ->
     assert me.claim().suspects == me.claim(death=died(7, 9, number=3)).suspects
 
 
+def test_a_claim_that_was_long_under_way_charges_no_death_twice(me: ScriptRunner) -> None:
+    """Its sender has given it up, claimed anew and died meanwhile; and the one after it."""
+    for number in (1, 2, 3):
+        me.claim(death=died(7, number=number))
+    for number in (1, 2, 3):
+        assert me.claim(death=died(7, number=number)).suspects[7].deaths == 2
+    assert me.claim(death=died(7, number=4)).suspects[7].deaths == 3
+
+
 def test_suspects_below_the_position_are_forgotten(me: ScriptRunner, client: Any) -> None:
     me.claim(offset=5)
     me.claim(death=died(7, 9))
