@@ -10,7 +10,7 @@ unexport MAKEFLAGS
 PYTHON ?= python3
 VENV ?= .venv
 # Most of what takes long waits: four at a time keep two processors busy.
-JOBS ?= 4
+JOBS ?= 5
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SEEDS ?= 20000
@@ -44,7 +44,7 @@ $(READY): pyproject.toml setup.py
 	PYTHON=$(PYTHON) scripts/need build
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(PY) -m pip install --quiet --group dev
+	$(PY) -m pip install --quiet --no-compile --group dev
 	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 

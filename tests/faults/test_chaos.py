@@ -16,7 +16,7 @@ MINUTES = float(os.environ.get("EVENTPROC_CHAOS_MINUTES", "3"))
 #: Far less than `make chaos`: beside it other tests are running.
 RATE_PER_S = 1000
 
-pytestmark = [pytest.mark.timeout(900 + MINUTES * 240), pytest.mark.xdist_group("chaos")]
+pytestmark = [pytest.mark.timeout(900 + MINUTES * 240), pytest.mark.xdist_group("chaos_mix")]
 
 
 def test_nothing_is_lost_doubled_or_reordered_in_a_mix_of_all_faults(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tests.faults.chaos.servers import Behind, Servers
 from tests.integration.supervised import wait_for
 from tests.kafka_server import KafkaUnavailable, why_not
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("chaos")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("each_fault")]
 
 HITS = int(os.environ.get("EVENTPROC_TEST_FAULT_HITS", "1"))
 MISSES = 3

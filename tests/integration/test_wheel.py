@@ -58,11 +58,11 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment that holds the wheel and what it asks for, nothing else."""
     folder = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     (wheel,) = dist.glob("*.whl")
-    python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[embedded]", cwd=folder)
-    run(python, "-m", "pip", "check", cwd=folder)
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[embedded]", cwd=folder)
+    run(*pip, "check", cwd=folder)
     return folder / "bin"
 
 
