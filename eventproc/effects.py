@@ -74,7 +74,8 @@ class Claim:
 
     `may_take` is the owner string that may be superseded although its lease runs ("" = none): a dead
     predecessor. `force` takes it anyway. `offset` and `baseline` (-1 = none) are stored only when Redis
-    holds no position. `death` is to be recorded with the claim, once however often it is told.
+    holds no position. `death` is to be recorded with the claim, once however often it is told. The epoch
+    will be above `above`, the last one that this owner had, even if Redis has lost it.
     """
 
     owner: str
@@ -84,6 +85,7 @@ class Claim:
     offset: int = -1
     baseline: int = -1
     death: Death | None = None
+    above: int = 0
 
 
 @dataclass(slots=True)

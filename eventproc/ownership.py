@@ -60,8 +60,16 @@ class Ownership:
         if self._state == "ready":
             self._state = "claiming"
             offset, baseline = self._first_position()
-            lease_ms = self._settings.lease_ms
-            return Claim(self.owner, lease_ms, self._taken_over, self._force, offset, baseline, self._death)
+            return Claim(
+                self.owner,
+                self._settings.lease_ms,
+                self._taken_over,
+                self._force,
+                offset,
+                baseline,
+                self._death,
+                self.epoch,
+            )
         return None
 
     def on_offsets(self, offsets: Offsets) -> None:

@@ -249,15 +249,15 @@ class Pipeline:
         self._lanes.fire(now_ms)
         if self._tasks:
             self._renew(now_ms, requests)
-        if self.draining:
-            self._drain(requests)
-        else:
+        if not self.draining:
             self._watch_reading(now_ms)
             self._expire(now_ms, requests)
             self._load(requests)
         # finalize before acquire: what it writes to the gap ledger decides look-ups behind it
         self._finalize(now_ms, requests)
-        if not self.draining and not self._breaker.open:
+        if self.draining:
+            self._drain(requests)
+        elif not self._breaker.open:
             self._acquire(requests)
         requests += self._settler.produce()
         self._commit(now_ms, requests)
@@ -583,6 +583,8 @@ class Pipeline:
         elif same:
             entry.status = "processed" if final.status == "processed" else ""
             entry.reason = ""
+            if final.partition == self._partition and entry.offset < final.offset < self.buffer.position:
+                self._letter_of_copy(entry, final)
         else:
             entry.reason = "id_conflict"
             seq = final.seq or "none"
@@ -602,6 +604,18 @@ class Pipeline:
             self._settler.dead_letter(entry)
         else:
             self._duplicate(entry)
+
+    def _letter_of_copy(self, entry: Entry, final: Final) -> None:
+        """Produce the dead letter of a record further on. It was taken for a copy of this one, so nobody has
+        asked about it; an earlier life has finalized it, and may not have produced it."""
+        if not final.reason:
+            return
+        letter = copy(entry)
+        letter.offset, letter.reason = final.offset, ""
+        self._settler.hold(letter)
+        letter.status, letter.reason = final.status, final.reason
+        letter.attempts, letter.error = final.attempts, final.error
+        self._settler.dead_letter(letter)
 
     def _conflict(self, entry: Entry) -> None:
         """Dead-letter a record whose id belongs to another event, under another id."""
@@ -908,12 +922,13 @@ class Pipeline:
     def _drain(self, requests: list[Request]) -> None:
         if self._acquiring is not None or self._running is not None or self._tasks:
             return
-        if self._release is None:
+        busy = self._finalizer.busy()  # what it is about to set aside has locks, too
+        if self._release is None and not busy:
             left = [*self._lanes.entries(), *self._waiting, *self._asides.entries()]
             locked = [entry for entry in left if entry.granted_ms and not entry.passed]
             self._release = Release(self.ownership.epoch, self.ownership.owner, locked)
             requests.append(self._release)
-        busy = self._finalizer.busy() or self._settler.busy()
+        busy = busy or self._settler.busy()
         # the floor may be below what is committed: an id that was final is not looked up any more
         written = self.floor == self.acked_floor <= self._committed
         self.drained = self._released and not busy and written

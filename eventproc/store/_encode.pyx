@@ -130,10 +130,22 @@ cdef inline Entry _at(list entries, Py_ssize_t i):
     return <Entry?>PyList_GET_ITEM(entries, i)
 
 
+cdef bint _has_more(UserEffects group) except -1:
+    """Whether more is to be told of the group than its entries, or one of them may touch the next key."""
+    cdef Py_ssize_t i
+    if group.has_next or group.gaps:
+        return True
+    for i in range(PyList_GET_SIZE(group.entries)):
+        if not is_ordinary(_at(group.entries, i)):
+            return True
+    return False
+
+
 @cython.final
 cdef class BatchEncoder:
     cdef _Command _command
     cdef bytes _event, _dedup, _inflight, _order, _next, _gaps, _dlq, _dlq_list, _partition
+    cdef bytes _event_template, _dedup_template, _lock_template
     cdef bytes _acquire_sha1, _finalize_sha1, _ours
     cdef int64_t _lock_ttl_ms
     cdef bint _lock_looks
@@ -153,6 +165,9 @@ cdef class BatchEncoder:
         self._dlq = keyspace.dlq.encode()
         self._dlq_list = keyspace.dlq_list.encode()
         self._partition = keyspace.partition.encode()
+        self._event_template = keyspace.event_template.encode()
+        self._dedup_template = keyspace.dedup_template.encode()
+        self._lock_template = keyspace.lock_template.encode()
         self._acquire_sha1 = acquire_sha1
         self._finalize_sha1 = finalize_sha1
         self._ours = ours.encode()
@@ -171,6 +186,7 @@ cdef class BatchEncoder:
         cdef Entry entry
         to.begin()
         to.put_bytes(self._partition)
+        to.put_bytes(self._lock_template)
         for i in range(count):
             entry = _at(entries, i)
             to.put_key(self._event, entry.id)
@@ -219,6 +235,8 @@ cdef class BatchEncoder:
         to.begin()
         to.put_bytes(self._partition)
         to.put_bytes(self._dlq_list)
+        to.put_bytes(self._event_template)
+        to.put_bytes(self._dedup_template)
         for i in range(PyList_GET_SIZE(writable)):
             to.put_key(self._event, _at(writable, i).id)
         for i in range(PyList_GET_SIZE(writable)):
@@ -231,9 +249,10 @@ cdef class BatchEncoder:
         locks = to.count - before
         for group in groups:
             to.put_key(self._order, group.user)
-            to.put_key(self._next, group.user)
-            if group.gaps:
-                to.put_key(self._gaps, group.user)
+            if _has_more(group):
+                to.put_key(self._next, group.user)
+                if group.gaps:
+                    to.put_key(self._gaps, group.user)
         for i in range(PyList_GET_SIZE(entries)):
             entry = _at(entries, i)
             if not is_ordinary(entry):
@@ -257,25 +276,63 @@ cdef class BatchEncoder:
         to.put_int(locks)
         to.put_int(PyList_GET_SIZE(groups))
         to.put_int(PyList_GET_SIZE(details))
+        self._columns(to, writable, groups)
         for i in range(PyList_GET_SIZE(entries)):
             to.put_seq(_at(entries, i).seq)
-        for i in range(PyList_GET_SIZE(writable)):
-            to.put_text(_at(writable, i).type)
         for i in range(grouped, PyList_GET_SIZE(entries)):
             to.put_text(_at(entries, i).user)
         for group in groups:
-            self._shape(to, group)
+            if _has_more(group):
+                self._more(to, group)
         for i in details:
             self._detail(to, i + 1, _at(entries, i))
         return to.end(self._finalize_sha1, keys)
 
-    cdef int _shape(self, _Command to, UserEffects group) except -1:
-        cdef Py_ssize_t count = PyList_GET_SIZE(group.entries)
-        to.put_text(group.user)
-        if not group.has_next and not group.gaps:
-            to.put_int(count)
-            return 0
-        to.put_bytes(b"%d %d %d" % (count, group.has_next, len(group.gaps)))
+    cdef int _columns(self, _Command to, list writable, list groups) except -1:
+        """The types, each once (most calls have few), and which of them each entry has; then the shapes."""
+        cdef dict numbers = {}
+        cdef Py_ssize_t count = PyList_GET_SIZE(writable)
+        cdef bytes which = PyBytes_FromStringAndSize(NULL, 2 * count)
+        cdef char* at = PyBytes_AS_STRING(which)
+        cdef Py_ssize_t number = 0
+        cdef Py_ssize_t i
+        cdef str last = None
+        cdef str type
+        for i in range(count):
+            type = _at(writable, i).type
+            if type is not last:
+                number = numbers.setdefault(type, len(numbers))
+                last = type
+            at[2 * i] = number >> 8
+            at[2 * i + 1] = number & 255
+        assert len(numbers) <= 65_536
+        to.put_int(len(numbers))
+        to.put_bytes(which)
+        self._shapes(to, groups)
+        to.put_bytes(self._order)
+        to.put_bytes(self._next)
+        for type in numbers:
+            to.put_text(type)
+        return 0
+
+    cdef int _shapes(self, _Command to, list groups) except -1:
+        cdef Py_ssize_t count = PyList_GET_SIZE(groups)
+        cdef bytes shapes = PyBytes_FromStringAndSize(NULL, 2 * count)
+        cdef char* at = PyBytes_AS_STRING(shapes)
+        cdef Py_ssize_t shape
+        cdef Py_ssize_t i
+        cdef UserEffects group
+        for i in range(count):
+            group = <UserEffects?>PyList_GET_ITEM(groups, i)
+            shape = 2 * PyList_GET_SIZE(group.entries) + _has_more(group)
+            assert shape < 65_536
+            at[2 * i] = shape >> 8
+            at[2 * i + 1] = shape & 255
+        return to.put_bytes(shapes)
+
+    cdef int _more(self, _Command to, UserEffects group) except -1:
+        to.put_int(group.has_next)
+        to.put_int(len(group.gaps))
         for gap in group.gaps:
             to.put_int(gap.first)
             to.put_int(gap.last)

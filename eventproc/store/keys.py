@@ -23,6 +23,21 @@ class Keyspace:
     dlq_list: str
     partition: str
 
+    @property
+    def event_template(self) -> str:
+        """What `event:` hashes are copied from, within a call."""
+        return f"{self.partition}:event"
+
+    @property
+    def dedup_template(self) -> str:
+        """What markers are copied from."""
+        return f"{self.partition}:dedup"
+
+    @property
+    def lock_template(self) -> str:
+        """What locks are copied from."""
+        return f"{self.partition}:lock"
+
 
 def flat(prefix: str, topic: str, partition: int) -> Keyspace:
     """The default layout: ids are unique over all partitions, which share their keys."""

@@ -168,6 +168,7 @@ class ScriptSet:
                 int(request.force),
                 request.offset,
                 request.baseline,
+                request.above,
                 *died,
             ],
         )

@@ -132,6 +132,7 @@ def flush(world: World, worker: SimulatedWorker) -> None:
     """FLUSHALL: what was final by then stays lost; what was read and not final is done again."""
     stored = int(world.field(world.scripts.keyspace.partition, "offset") or 0)
     world.store.flush()
+    world.clock.now_ms += 1  # no claim that comes twice is carried out within the same ms before and after it
     world.snapshots.clear()
     world.restore_in = 0
     floors = []

@@ -109,6 +109,22 @@ function commands.SET(key, value, ...)
   return {ok = 'OK'}
 end
 
+function commands.COPY(from, to)
+  local entry = look(from)
+  if not entry or look(to) then
+    return 0
+  end
+  local value = entry.value
+  if entry.kind ~= 'string' then
+    value = {}
+    for name, one in pairs(entry.value) do
+      value[name] = one
+    end
+  end
+  db[to] = {kind = entry.kind, value = value, expires = entry.expires}
+  return 1
+end
+
 function commands.HSET(key, ...)
   local entry = look_for('hash', key)
   if not entry then

@@ -28,6 +28,7 @@ COMMANDS = {
         "LPOS",
         "LTRIM",
         "MGET",
+        "COPY",
         "PEXPIREAT",
     ),
     *("RPUSH", "SET", "TIME", "TYPE", "ZADD", "ZCARD", "ZRANGE", "ZREMRANGEBYSCORE"),

@@ -111,6 +111,14 @@ def test_a_position_that_moved_on_between_kafkas_answer_and_the_claim_is_no_faul
     assert taking.epoch == 18
 
 
+def test_a_claim_anew_tells_the_epoch_that_it_has_to_be_above() -> None:
+    taking = ownership()
+    assert claim(taking, Offsets(0, 10, 4)).above == 0
+    taking.on_claimed(Claimed("ok", 17, 5, 6), 0)
+    taking.lost(6)
+    assert claim(taking, Offsets(0, 10, 4)).above == 17
+
+
 def test_while_another_one_owns_it_it_stands_by_and_asks_again_every_second() -> None:
     taking = ownership()
     claim(taking, Offsets(0, 10, 4), 500)

@@ -313,6 +313,31 @@ def test_a_copy_of_a_dead_letter_at_another_position_is_not_produced() -> None:
     assert second.floor_stored() == 2
 
 
+@pytest.mark.parametrize("locking", LOCKINGS)
+@pytest.mark.parametrize("moved_on", [True, False])
+def test_a_dead_letter_is_produced_although_a_copy_is_read_before_it(moved_on: bool, locking: str) -> None:
+    """The position was set back, to before a copy of what was finalized and never produced."""
+    driver = Driver(locking=locking)
+    words: list[str | int] = ["status", "failed", "reason", "handler", "error", "no", "attempts", 5]
+    words += ["userId", "u", "seq", 1, "partition", 0, "offset", 2]
+    driver.store.command("HSET", "event:u-1", *words)
+    driver.store.command("SET", "dedup:u-1", "1")
+    if moved_on:
+        driver.store.command("SET", "next:u", 2)
+    driver.own().hold(Produce)
+    driver.send(event("u", 1), event("v", 1), event("u", 1), event("u", 2))
+    [sent] = driver.waiting(Produce)
+    letter = sent.entry
+    assert (letter.offset, letter.status, letter.reason) == (2, "failed", "handler")
+    assert (letter.attempts, letter.error, letter.record.value()) == (5, "no", event("u", 1))
+    driver.pass_ms(1_000)
+    assert driver.floor_stored() == 2
+    driver.free()
+    assert driver.counts["events.duplicate"] == 2
+    assert driver.order("u") == [2]
+    assert driver.floor_stored() == driver.commits[-1] == 4
+
+
 def test_a_skipped_event_that_went_into_no_dlq_is_not_produced_when_replayed() -> None:
     store_owner = Driver(late_policy="skip")
     store: MemoryStore = store_owner.store

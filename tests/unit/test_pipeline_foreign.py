@@ -228,3 +228,15 @@ def test_a_drain_does_not_wait_for_a_user_that_is_set_aside() -> None:
     assert driver.pipeline.drained
     assert driver.commits[-1] == driver.floor_stored() == 0
     assert driver.locks() == []
+
+
+def test_a_drain_drops_the_locks_of_what_ran_before_its_user_was_set_aside() -> None:
+    driver = Driver(batch_max=1).own()
+    appears_while_running(driver, "u-1", "order:u")
+    driver.hold(Finalize)
+    driver.send(event("u", 1), event("u", 2))
+    assert driver.ran() == ["u-1", "u-2"]
+    driver.pipeline.drain()
+    driver.free()
+    assert driver.pipeline.drained
+    assert driver.locks() == []

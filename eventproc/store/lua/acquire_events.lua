@@ -6,7 +6,9 @@
 --
 -- KEYS
 --   1    partition:<topic>:<p>
---   2..  per entry: event:<id>, dedup:<id>
+--   2    partition:<topic>:<p>:lock  template of a lock, which exists within a call only: a copy has its expiry,
+--        and is made only where no key is
+--   3..  per entry: event:<id>, dedup:<id>
 --   then inflight:<id> of each entry
 --   then gaps:<user> of each entry that is only looked up, in order
 -- ARGV
@@ -54,9 +56,11 @@ local expiry = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)
 local lock, ours = ARGV[3], ARGV[4]
 local count, looks = tonumber(ARGV[6]), tonumber(ARGV[7])
 local lock_looks = ARGV[8] == '1'
-local seqs = {}
+local seqs, with_looks = {}, {} -- by entry, and by the first entry of a chunk
 for l = 9, 8 + 2 * looks, 2 do
-  seqs[tonumber(ARGV[l])] = ARGV[l + 1]
+  local i = tonumber(ARGV[l])
+  seqs[i] = ARGV[l + 1]
+  with_looks[i - (i - 1) % chunk] = true
 end
 
 local reply, verdicts = {'ok', ''}, {}
@@ -157,8 +161,18 @@ local function drop(lock_key)
   end
 end
 
+-- Whether the lock was free, and is ours now.
+local template
+local function take(lock_key)
+  if not template then
+    call('SET', KEYS[2], lock, 'PXAT', expiry)
+    template = true
+  end
+  return call('COPY', KEYS[2], lock_key) == 1
+end
+
 local plain = true
-local locks = 1 + 2 * count
+local locks = 2 + 2 * count
 local gaps_at = locks + count
 
 -- Whether event:<id> or dedup:<id> of an entry exists.
@@ -166,9 +180,9 @@ local checked, present = 0, 0
 local function exists(i)
   if i > checked then
     checked = math.min(i + chunk - 1, count)
-    present = call('EXISTS', unpack(KEYS, 2 * i, 2 * checked + 1))
+    present = call('EXISTS', unpack(KEYS, 2 * i + 1, 2 * checked + 2))
   end
-  return present > 0 and call('EXISTS', KEYS[2 * i], KEYS[2 * i + 1]) > 0
+  return present > 0 and call('EXISTS', KEYS[2 * i + 1], KEYS[2 * i + 2]) > 0
 end
 
 -- Whether an entry may have a lock.
@@ -181,19 +195,20 @@ local function may_be_locked(i)
   return locked > 0
 end
 
-for i = 1, count do
+-- Looks up and locks one entry with every check; answers an error that ends the call.
+local function judge(i)
   local seq = seqs[i]
   local verdict, failure
   if seq then
     gaps_at = gaps_at + 1
   end
-  if seq and processed(KEYS[2 * i], KEYS[gaps_at], seq) then
+  if seq and processed(KEYS[2 * i + 1], KEYS[gaps_at], seq) then
     verdict = '6'
     if may_be_locked(i) then
       drop(KEYS[locks + i])
     end
   elseif exists(i) then
-    verdict, failure = found(KEYS[2 * i], KEYS[2 * i + 1])
+    verdict, failure = found(KEYS[2 * i + 1], KEYS[2 * i + 2])
     drop(KEYS[locks + i])
   elseif seq then
     verdict, failure = look(KEYS[gaps_at], tonumber(seq))
@@ -201,20 +216,40 @@ for i = 1, count do
     verdict = '0'
   end
   local lockable = verdict == '0' or lock_looks and (verdict == '3' or verdict == '4')
-  if lockable and not call('SET', KEYS[locks + i], lock, 'NX', 'PXAT', expiry) then
+  if lockable and not take(KEYS[locks + i]) then
     local held
     held, failure = contend(KEYS[locks + i])
     if held ~= '0' then
       verdict = held
     end
   end
-  if failure then
-    return failure
-  end
   if verdict ~= '0' then
     plain = false
   end
   verdicts[i] = verdict
+  return failure
+end
+
+for first = 1, count, chunk do
+  local last = math.min(first + chunk - 1, count)
+  local i = first
+  -- the rule: no id of the chunk is known, and every lock is free
+  if not with_looks[first] and not exists(first) and present == 0 then
+    while i <= last and take(KEYS[locks + i]) do
+      verdicts[i] = '0'
+      i = i + 1
+    end
+  end
+  while i <= last do
+    local failure = judge(i)
+    if failure then
+      return failure
+    end
+    i = i + 1
+  end
+end
+if template then
+  call('DEL', KEYS[2])
 end
 if plain then
   return {'ok'}

@@ -13,9 +13,11 @@
 --   5  force     '1': take it from anyone
 --   6  offset    position to store if Redis holds none (-1 = none)
 --   7  baseline  baseline to store with that position (-1 = none)
---   8  death     token of the death of the worker before, without spaces ('' = none, or nothing ran)
---   9  cause     what it died of
---   10.. offset of each record that ran then
+--   8  above     last epoch of the claimant (0 = none): the new one is above it even if Redis has lost that,
+--                else a late call from before the loss would pass for one of the new claim
+--   9  death     token of the death of the worker before, without spaces ('' = none, or nothing ran)
+--   10 cause     what it died of
+--   11.. offset of each record that ran then
 -- Returns
 --   {'ok', epoch, rev, offset, baseline, ...}  the partition is ours; offset and baseline are -1 when unknown;
 --                                          then of each suspect its offset and '<deaths> <cause>'
@@ -82,17 +84,17 @@ for s = 1, #known, 2 do
   end
 end
 local deaths = stored[9] or ''
-if ARGV[8] ~= '' and not string.find(' ' .. deaths .. ' ', ' ' .. ARGV[8] .. ' ', 1, true) then
+if ARGV[9] ~= '' and not string.find(' ' .. deaths .. ' ', ' ' .. ARGV[9] .. ' ', 1, true) then
   local charged = {}
-  for a = 10, #ARGV do
+  for a = 11, #ARGV do
     local before = known[ARGV[a]]
-    if before and #ARGV == 10 then
-      charged = {'suspect:' .. ARGV[a], tonumber(string.match(before, '^%d+')) + 1 .. ' ' .. ARGV[9]}
+    if before and #ARGV == 11 then
+      charged = {'suspect:' .. ARGV[a], tonumber(string.match(before, '^%d+')) + 1 .. ' ' .. ARGV[10]}
     elseif not before and tonumber(ARGV[a]) >= floor then
-      redis.call('HSET', key, 'suspect:' .. ARGV[a], '0 ' .. ARGV[9])
+      redis.call('HSET', key, 'suspect:' .. ARGV[a], '0 ' .. ARGV[10])
     end
   end
-  local kept = {ARGV[8]}
+  local kept = {ARGV[9]}
   for death in string.gmatch(deaths, '%S+') do
     if #kept < deaths_kept then
       kept[#kept + 1] = death
@@ -102,7 +104,7 @@ if ARGV[8] ~= '' and not string.find(' ' .. deaths .. ' ', ' ' .. ARGV[8] .. ' '
   redis.call('HSET', key, 'death', table.concat(kept, ' '), unpack(charged))
 end
 
-epoch = string.format('%.0f', math.max((epoch or 0) + 1, now_ms))
+epoch = string.format('%.0f', math.max((epoch or 0) + 1, ARGV[8] + 1, now_ms))
 local seen_ms = string.format('%.0f', now_ms)
 -- one write: were the script cut off between two, its repetition would find the claim made, without a position
 local position = {}

@@ -19,11 +19,16 @@
 -- so is a marker without hash.
 -- The first write can be refused for lack of memory, so a call that is refused for that has written nothing.
 --
+-- What is simply processed at the first attempt is copied from templates, which exist within a call only: one
+-- command makes the whole hash with its expiry, and answers 0 if the key exists already.
+--
 -- KEYS
 --   1   partition:<topic>:<p>
 --   2   dlq:list
---   3.. event:<id> of each writable (grouped or loose) entry, then dedup:<id> of each, then the locks inflight:<id>
---   then per group: order:<user>, next:<user>, and gaps:<user> if it has gaps
+--   3   partition:<topic>:<p>:event   template of a hash
+--   4   partition:<topic>:<p>:dedup   template of a marker
+--   5.. event:<id> of each writable (grouped or loose) entry, then dedup:<id> of each, then the locks inflight:<id>
+--   then per group: order:<user>; next:<user> if the group has more to tell; gaps:<user> if it has gaps
 --   then dlq:<id> of each detail with a reason
 -- ARGV
 --   1  epoch
@@ -47,10 +52,15 @@
 --   19 locks          number of locks
 --   20 groups         number of groups
 --   21 details        number of details
---   22.. seq of each entry ('' = unsequenced), then type of each writable one, then user of each entry that
---        is in no group
---   then per group: user and shape, which is the number of its entries; or that, '1' if next:<user> may exist
---        else '0', and the number of its gaps, separated by spaces; then per gap first, last and reason
+--   22 types          number of types
+--   23 type of each writable entry, two bytes each: its number among the types, from 0, the high byte first
+--   24 shape of each group, two bytes each, the high one first: twice the number of its entries, and one more if
+--        it has more to tell
+--   25 order:  what the name of a user's order list begins with
+--   26 next:   the same of its next key, for a group without one in KEYS of which an entry is refused
+--   27.. the types, then seq of each entry ('' = unsequenced), then user of each entry that is in no group
+--   then per group that has more to tell: '1' if next:<user> may exist else '0', the number of its gaps, then
+--        per gap first, last and reason
 --   then per detail, for every entry that is not simply processed at the first attempt: its index (from 1),
 --        status ('' = final already, it only moves its user on; then attempts is '1' if its seq belongs in
 --        the order), attempts, error, offset, reason
@@ -66,9 +76,9 @@
 --   error FOREIGN           the partition key is no hash
 local KEYS, ARGV = KEYS, ARGV
 local call, try = redis.call, redis.pcall
-local tonumber, type, find, format = tonumber, type, string.find, string.format
+local sub, tonumber, type, find, format, byte = string.sub, tonumber, type, string.find, string.format, string.byte
 local max_arguments = 1000 -- of one call; unpack overflows the stack a few thousand further on
-local chunk = 32 -- entries looked up by one EXISTS; one by one only where that finds something
+local short = 64 -- bytes of a field up to which Redis keeps hashes packed, by default; longer ones leave no template
 local FINAL, CONFLICT, FOREIGN = 1, 2, 3
 
 local stored = try('HMGET', KEYS[1], 'epoch', 'owner', 'rev', 'offset', 'rejects', 'started')
@@ -112,9 +122,9 @@ if type(begun) == 'table' then
 end
 
 -- Where the columns begin: entry i is at <column> + i.
-local event_keys, dedup_keys, lock_keys = 2, 2 + writable, 2 + 2 * writable
-local seqs, types = 21, 21 + entries
-local users = types + writable - grouped -- of ungrouped entries only
+local event_keys, dedup_keys, lock_keys = 4, 4 + writable, 4 + 2 * writable
+local seqs = 26 + tonumber(ARGV[22])
+local users = seqs + entries - grouped -- of ungrouped entries only
 local group_keys = lock_keys + locks
 
 -- The details are last; each begins at ARGV[detail[i]].
@@ -213,13 +223,19 @@ local function write_letter(i, user, found)
   call('PEXPIREAT', key, dlq_expiry)
 end
 
--- Writes marker and hash of an entry, and its dead letter if it has one. The marker comes first: an id of
--- which only that was written is written again by the same call.
+-- The type of writable entry i.
+local types = ARGV[23]
+local function type_of(i)
+  local high, low = byte(types, 2 * i - 1, 2 * i)
+  return ARGV[27 + 256 * high + low]
+end
+
+-- Writes hash and marker of an entry, and its dead letter if it has one.
 local function write_event(i, user, letter)
   local at, seq = detail[i], ARGV[seqs + i]
   local status = at and ARGV[at + 1] or 'processed'
   local fields = {'status', status, 'processedAt', now, 'attempts', at and ARGV[at + 2] or '1', 'userId', user,
-    'type', ARGV[types + i]}
+    'type', type_of(i)}
   local n = #fields
   if seq ~= '' then
     fields[n + 1], fields[n + 2] = 'seq', seq
@@ -304,37 +320,39 @@ local function push(order_key, first, last)
   end
 end
 
--- Whether every writable entry has its lock still, and all of them are ours.
-local function all_locked()
-  if again or locks < writable then
+-- Writes hash and marker of an entry that is simply processed. Answers false if either was there, and for what
+-- no template is made of; nothing is written then.
+local template_user, template_type
+local function write_copy(i, user)
+  local kind, seq, event_key = type_of(i), ARGV[seqs + i], KEYS[event_keys + i]
+  if again or #user > short or #kind > short then
     return false
   end
-  for from = 1, locks, max_arguments do
-    local to = math.min(from + max_arguments - 1, locks)
-    local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
-    for v = 1, to - from + 1 do
-      if values[v] ~= ARGV[6] then
-        return false
-      end
+  if user == template_user then
+    if kind == template_type then
+      call('HSET', KEYS[3], 'seq', seq)
+    else
+      call('HSET', KEYS[3], 'seq', seq, 'type', kind)
     end
+  elseif template_user then
+    call('HSET', KEYS[3], 'seq', seq, 'type', kind, 'userId', user)
+  else
+    call('DEL', KEYS[3], KEYS[4])
+    -- what changes comes first, for Redis searches from there
+    call('HSET', KEYS[3], 'seq', seq, 'type', kind, 'userId', user, 'status', 'processed', 'processedAt', now,
+      'attempts', '1')
+    call('PEXPIREAT', KEYS[3], event_expiry)
+    call('SET', KEYS[4], '1', 'PXAT', dedup_expiry)
+  end
+  template_user, template_type = user, kind
+  if call('COPY', KEYS[3], event_key) == 0 then
+    return false
+  end
+  if call('COPY', KEYS[4], KEYS[dedup_keys + i]) == 0 then
+    call('DEL', event_key)
+    return false
   end
   return true
-end
-local locked = all_locked()
-
--- How many keys there are of the next writable entries, without asking for each.
-local checked, present = 0, 0
--- A lock that is still ours tells that nobody has made the id final since acquire_events looked it up.
-if locked then
-  checked = writable
-end
-local function check(i)
-  checked = i + chunk - 1
-  if checked > writable then
-    checked = writable
-  end
-  present = call('EXISTS', unpack(KEYS, event_keys + i, event_keys + checked))
-    + call('EXISTS', unpack(KEYS, dedup_keys + i, dedup_keys + checked))
 end
 
 -- The number that next:<user> holds, 0 if there is none, nil if the key is foreign.
@@ -346,9 +364,10 @@ local function read_next(key)
   return value and tonumber(value) or not value and 0 or nil
 end
 
-local function apply_group(g, first, count, has_next, gaps, argument, order_key, next_key, gaps_key)
-  local user = ARGV[argument]
-  local tail = try('LINDEX', order_key, -1)
+local user_at = #ARGV[25] + 1 -- where the user begins in the name of an order list
+local function apply_group(g, first, count, order_key, has_next, gaps, argument, next_key, gaps_key)
+  local user = sub(order_key, user_at)
+  local tail = try('LINDEX', order_key, '-1')
   local last = 0
   local foreign
   if tail then
@@ -367,7 +386,7 @@ local function apply_group(g, first, count, has_next, gaps, argument, order_key,
   end
   local ledger
   if not foreign and gaps > 0 then
-    ledger = try('LINDEX', gaps_key, -1)
+    ledger = try('LINDEX', gaps_key, '-1')
     foreign = wrong_type(ledger) and gaps_key or nil
   end
   if foreign then
@@ -382,7 +401,7 @@ local function apply_group(g, first, count, has_next, gaps, argument, order_key,
   if gaps > 0 then
     local covered = ledger and tonumber(string.match(ledger, '^%d+%-(%d+):')) or 0
     local length = 0
-    local at = argument + 2
+    local at = argument
     for _ = 1, gaps do
       if tonumber(ARGV[at]) > covered then
         length = call('RPUSH', gaps_key, ARGV[at] .. '-' .. ARGV[at + 1] .. ':' .. ARGV[at + 2] .. ':' .. now)
@@ -397,35 +416,27 @@ local function apply_group(g, first, count, has_next, gaps, argument, order_key,
 
   local from, to = first, first - 1 -- entries to push
   for i = first, first + count - 1 do
-    if i > checked then
-      check(i)
-    end
     local seq, at = tonumber(ARGV[seqs + i]), detail[i]
     local code, status
-    if at and not stored_next and ARGV[at + 1] ~= 'processed' then
-      stored_next = read_next(next_key)
-      if not stored_next then
-        code, status = FOREIGN, next_key
-      end
-    end
-    if not code and not at and present == 0 then
-      local key = KEYS[event_keys + i]
-      if wrong_type(try('HSET', key, 'status', 'processed', 'processedAt', now, 'attempts', '1', 'userId', user,
-        'type', ARGV[types + i], 'seq', ARGV[seqs + i])) then
-        code, status = FOREIGN, key
-      else
-        call('PEXPIREAT', key, event_expiry)
-        call('SET', KEYS[dedup_keys + i], '1', 'PXAT', dedup_expiry)
-        status = 'processed'
-      end
-    elseif not code and at and ARGV[at + 1] == '' then
-      status = ARGV[at + 2] == '1' and 'processed' or 'passed'
-    elseif not code then
-      code, status = apply(i, user)
-      if code ~= FOREIGN and not stored_next and (code == CONFLICT or status ~= 'processed') then
+    if not at and write_copy(i, user) then
+      status = 'processed'
+    else
+      if at and not stored_next and ARGV[at + 1] ~= 'processed' then
         stored_next = read_next(next_key)
         if not stored_next then
           code, status = FOREIGN, next_key
+        end
+      end
+      if not code and at and ARGV[at + 1] == '' then
+        status = ARGV[at + 2] == '1' and 'processed' or 'passed'
+      elseif not code then
+        code, status = apply(i, user)
+        if code ~= FOREIGN and not stored_next and (code == CONFLICT or status ~= 'processed') then
+          next_key = next_key or ARGV[26] .. user
+          stored_next = read_next(next_key)
+          if not stored_next then
+            code, status = FOREIGN, next_key
+          end
         end
       end
     end
@@ -465,18 +476,21 @@ local function apply_group(g, first, count, has_next, gaps, argument, order_key,
   end
 end
 
-local first, argument = 1, types + 1 + writable + loose + letters
+local first, argument, shapes = 1, seqs + 1 + entries + loose + letters, ARGV[24]
 for g = 0, groups - 1 do
-  local count, has_next, gaps = tonumber(ARGV[argument + 1]), '0', 0
-  if not count then
-    count, has_next, gaps = string.match(ARGV[argument + 1], '(%d+) (%d) (%d+)')
-    count, gaps = tonumber(count), tonumber(gaps)
+  local high, low = byte(shapes, 2 * g + 1, 2 * g + 2)
+  local count, more = 128 * high + math.floor(low / 2), low % 2
+  if more == 0 then
+    apply_group(g, first, count, KEYS[group_keys + 1], false, 0)
+    group_keys = group_keys + 1
+  else
+    local gaps = tonumber(ARGV[argument + 1])
+    apply_group(g, first, count, KEYS[group_keys + 1], ARGV[argument] == '1', gaps, argument + 2,
+      KEYS[group_keys + 2], KEYS[group_keys + 3])
+    argument = argument + 2 + 3 * gaps
+    group_keys = group_keys + (gaps > 0 and 3 or 2)
   end
-  apply_group(g, first, count, has_next == '1', gaps, argument, KEYS[group_keys + 1], KEYS[group_keys + 2],
-    KEYS[group_keys + 3])
   first = first + count
-  argument = argument + 2 + 3 * gaps
-  group_keys = group_keys + (gaps > 0 and 3 or 2)
 end
 
 for i = grouped + 1, writable do
@@ -505,8 +519,8 @@ end
 -- All locks at once if all are still ours, which is the rule.
 for from = 1, locks, max_arguments do
   local to = math.min(from + max_arguments - 1, locks)
-  local values = locked and {} or call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
-  local lock, ours, held = ARGV[6], topic .. ':' .. partition .. ':', locked and to - from + 1 or 0
+  local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
+  local lock, ours, held = ARGV[6], topic .. ':' .. partition .. ':', 0
   for v = 1, to - from + 1 do
     if values[v] == lock then
       held = held + 1
@@ -522,6 +536,10 @@ for from = 1, locks, max_arguments do
       end
     end
   end
+end
+
+if template_user or again then
+  call('DEL', KEYS[3], KEYS[4])
 end
 
 local text = format('%.0f', floor)

@@ -54,6 +54,42 @@ def test_processed_events(me: ScriptRunner, client: Any) -> None:
     assert (position[b"rev"], position[b"offset"], position[b"unfinalized"]) == (b"1", b"3", b"4")
 
 
+def test_events_of_one_call_get_nothing_of_each_other(me: ScriptRunner, client: Any) -> None:
+    """However many types and users there are, and however long: hashes are made from one template."""
+    users = ["u", "v" * 64, "w" * 65, "x" * 255, "y"]
+    types = [f"type-{n}" for n in range(300)] + ["t" * 200]
+    entries = [
+        entry(at, users[at % len(users)], at + 1, type=types[at * 7 % len(types)]) for at in range(500)
+    ]
+    me.acquire(*entries)
+    me.finalize(*[group(user, *[e for e in entries if e.user == user]) for user in users], floor=500)
+    for one in entries:
+        stored = client.hgetall(f"event:{one.id}")
+        del stored[b"processedAt"]
+        assert stored == {
+            b"status": b"processed",
+            b"attempts": b"1",
+            b"userId": one.user.encode(),
+            b"type": one.type.encode(),
+            b"seq": b"%d" % one.seq,
+        }
+        short = max(len(one.user), len(one.type)) <= 64
+        assert (client.object("encoding", f"event:{one.id}") != b"hashtable") == short
+        assert client.pttl(f"event:{one.id}") > 86_000_000 < client.pttl(f"dedup:{one.id}")
+
+
+def test_no_template_is_left_and_none_is_in_the_way(me: ScriptRunner, client: Any) -> None:
+    client.set(f"{KEY}:event", "not ours")
+    client.rpush(f"{KEY}:dedup", "not ours")
+    client.hset(f"{KEY}:lock", "not", "ours")
+    one = entry(1, "u", 1)
+    assert me.acquire(one).verdicts == [0]
+    assert client.get("inflight:e1")
+    me.finalize(group("u", one))
+    assert sorted(client.keys()) == [b"dedup:e1", b"event:e1", b"order:u", KEY.encode()]
+    assert client.get("dedup:e1") == b"1"
+
+
 def test_attempts_are_told(me: ScriptRunner, client: Any) -> None:
     me.finalize(group("u", entry(1, "u", 1, attempts=3), entry(2, "u", 2)))
     assert client.hget("event:e1", "attempts") == b"3"

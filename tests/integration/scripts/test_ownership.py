@@ -101,6 +101,15 @@ def test_epoch_always_grows(me: ScriptRunner, client: Any) -> None:
     assert me.claim().epoch == future + 1
 
 
+def test_epoch_grows_also_when_redis_has_lost_the_one_before(me: ScriptRunner, client: Any) -> None:
+    """Else a late call from before the loss would pass for one of the new claim."""
+    before = me.claim().epoch
+    client.flushall()
+    future = before + 1_000_000
+    assert me.claim(above=future).epoch == future + 1
+    assert me.claim(above=before).epoch == future + 2
+
+
 def test_same_call_again_takes_nothing_anew(me: ScriptRunner) -> None:
     call = me.scripts.encode(Claim("me", 10_000))
     first = me.execute(call)
