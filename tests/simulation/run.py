@@ -60,7 +60,13 @@ def play_on_all_cores(seeds: range, **options: Any) -> Iterator[Part]:
     """The same on every core, part by part; it ends early once enough have failed."""
     parts = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
     failed = 0
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+    processes = ProcessPoolExecutor(
+        os.cpu_count(),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=os.nice,
+        initargs=(19,),  # what is tested beside it has clocks to keep
+    )
+    with processes as pool:
         for part in pool.map(partial(play, **options), parts):
             yield part
             failed += len(part.failures)
