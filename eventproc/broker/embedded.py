@@ -30,7 +30,7 @@ PARTITION_MAX_BYTES = 5 * 1024 * 1024
 #: librdkafka properties that suit a client of the embedded broker; for `Settings.kafka_config`.
 CLIENT_CONFIG: dict[str, str] = {"fetch.wait.max.ms": "10"}
 _CLUSTER_ID = re.compile(r"^mockCluster")
-_START_TIMEOUT_MS = 10_000
+_START_TIMEOUT_MS = 60_000  # of a machine that has much else to do
 _REPLY_TIMEOUT_MS = 30_000
 _RD_KAFKA_PRODUCER = 0
 _TOPIC = re.compile(r"^([A-Za-z0-9._-]{1,249}):([1-9][0-9]{0,4})$")

@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -339,6 +341,17 @@ class Deployment:
         """What Redis holds as position of each partition."""
         names = [f"partition:{self.topic}:{number}" for number in range(self.partitions)]
         return {number: int(self.hash(name).get("offset", 0)) for number, name in enumerate(names)}
+
+    def see_renewed(self, lock: str, times: int = 2) -> None:
+        """Wait until this lock's life has been prolonged that often, without having ended."""
+        for _ in range(times):
+            until = self._expires(lock) + 0.5
+            self.until(partial(lambda until: self._expires(lock) > until, until), f"{lock} is renewed")
+
+    def _expires(self, lock: str) -> float:
+        left_ms: int = self.redis.pttl(self.key(lock))
+        assert left_ms > 0, f"{lock} is gone"
+        return time.monotonic() + left_ms / 1000
 
     def final(self, *ids: str, timeout_s: float = 40) -> None:
         """Wait until these are final."""

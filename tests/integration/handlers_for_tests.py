@@ -26,7 +26,8 @@ def act(event: Event) -> None:
     """Do what `payload.do` says: [verb, argument]. Nothing: succeed.
 
     `fail n`: raise in the first n attempts. `fail-while name`: raise as long as that file is there.
-    `reject why`. `exit code`: SystemExit. `sleep ms`. `die how`: see DEATHS. `hog`: ask for more memory
+    `reject why`. `exit code`: SystemExit. `sleep ms`. `while name`: block as long as that file is there.
+    `die how`: see DEATHS. `hog`: ask for more memory
     than there is.
     """
     begin_ms = _now_ms()
@@ -152,6 +153,9 @@ def _do(event: Event, verb: str, argument: object) -> None:
             raise SystemExit(code)
         case "sleep", int(ms):
             time.sleep(ms / 1000)
+        case "while", str(name):
+            while (Path(os.environ[_FOLDER]) / name).exists():
+                time.sleep(0.01)
         case "die", str(how):
             DEATHS[how]()
         case "hog", _:
