@@ -45,10 +45,11 @@ def monitor() -> int:
     if plan("monitor") == "taken":
         print("monitor: monitor_port=9464: the port is taken", file=sys.stderr)
         return 3
-    signal.signal(signal.SIGTERM, lambda _sig, _frame: sys.exit(0))
+    # waited for, not handled: one that comes just before `pause` would be handled after it, so never
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     print(json.dumps({"port": 4711}), flush=True)
-    while True:
-        signal.pause()
+    signal.sigwait({signal.SIGTERM})
+    return 0
 
 
 class FakeServer:

@@ -112,7 +112,10 @@ class Supervised:
         self.process.send_signal(sig)
 
     def ends(self, timeout_s: float = 30) -> int:
-        return self.process.wait(timeout_s)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"runs on after {timeout_s} s\n{self.log()}") from None
 
     def close(self) -> None:
         if self.process.poll() is None:

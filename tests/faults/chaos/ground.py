@@ -35,7 +35,7 @@ from tests.redis_server import RedisServer
 GAP_TIMEOUT_MS = 1500
 #: A host whose workers are stopped for that long loses its partitions to the other one.
 LEASE_MS = 4000
-_UP_TIMEOUT_S = 90
+_UP_TIMEOUT_S = 180
 #: A drain may take its time on a busy host, as long as it goes on.
 _STANDSTILL_S = 90
 _DRAIN_TIMEOUT_S = 900
