@@ -15,7 +15,7 @@ class Scripts:
 
     def __init__(self, server: RedisServer, partitions: Iterable[int], *, locks: bool) -> None:
         chosen = settings(locking="event" if locks else "partition")
-        self._granted_ms = int(locks)
+        self._locked = {"granted_ms": 1, "lock_expiry_ms": 1 << 50} if locks else {"granted_ms": 0}
         self._owners = {p: ScriptRunner(server.client(), chosen, partition=p) for p in partitions}
         for owner in self._owners.values():
             owner.claim()
@@ -34,12 +34,12 @@ class Scripts:
         by_user: dict[str, list[Entry]] = {}
         for one in self._entries(batch):
             by_user.setdefault(one.user, []).append(one)
-        groups = [UserEffects(user, False, (), entries) for user, entries in by_user.items()]
+        groups = [UserEffects(user, False, (), entries, dense=True) for user, entries in by_user.items()]
         request = owner.request(*groups, floor=batch.offset + len(batch.events))
         return Call(batch.partition, owner.scripts.encode(request).packed, 1)
 
     def _entries(self, batch: Batch) -> list[Entry]:
         return [
-            entry(offset, e.user, e.seq, id=e.id, type=e.type, granted_ms=self._granted_ms)
+            entry(offset, e.user, e.seq, id=e.id, type=e.type, **self._locked)
             for offset, e in enumerate(batch.events, batch.offset)
         ]

@@ -20,6 +20,7 @@ cdef class Entry:
     cdef public bint letter
     cdef public object lane
     cdef public int64_t granted_ms
+    cdef public int64_t lock_expiry_ms
     cdef public bint look
     cdef public int64_t arrived_ms
     cdef public bint passed
@@ -30,6 +31,7 @@ cdef class Entry:
 cdef class UserEffects:
     cdef public str user
     cdef public bint has_next
+    cdef public bint dense
     cdef public object gaps
     cdef public list entries
 

@@ -34,6 +34,7 @@ class Entry:
     letter: bool
     lane: str | int  # what it is ordered behind: its user, or its own offset when unsequenced
     granted_ms: int  # monotonic; when its lock was last taken
+    lock_expiry_ms: int  # by Redis's clock; its lock does not expire before, 0: not known
     look: bool  # only look the id up (below the expected seq): it is not to run
     arrived_ms: int  # monotonic; when it was consumed
     passed: bool  # final already: not run, it only moves its user on when its turn comes
@@ -57,7 +58,8 @@ class Entry:
 class UserEffects:
     """What a finalize call writes for one user, atomically and in this order: gaps, then entries by seq.
 
-    `has_next` tells that `next:<user>` may exist, so that it is deleted once the list tells enough.
+    `has_next` tells that `next:<user>` may exist, so that it is deleted once the list tells enough. `dense`
+    tells that as far as is known the order list holds every seq from 1 on.
     An entry that is `passed` (its id is final already) only moves the user on, as a failed one would
     (next = seq + 1): no event hash, no marker, no lock, no DLQ entry. With status processed its seq is
     seen to be in the order list, too.
@@ -67,6 +69,7 @@ class UserEffects:
     has_next: bool
     gaps: Sequence[Gap]
     entries: list[Entry]
+    dense: bool
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class UserEffects:
         has_next: bool,
         gaps: Sequence[Gap] = (),
         entries: list[Entry] | None = None,
+        dense: bool = False,
     ) -> None: ...
 
 @final
@@ -131,7 +135,7 @@ def take_ids(entries: list[Entry], at: int, ids: dict[str, Entry], now_ms: int, 
 def free_ids(entries: list[Entry], ids: dict[str, Entry]) -> None:
     """The ids of these are under way no more."""
 
-def grant(entries: list[Entry], verdicts: list[int], at: int, now_ms: int) -> int:
+def grant(entries: list[Entry], verdicts: list[int], at: int, now_ms: int, expiry_ms: int) -> int:
     """Note the lock of each granted entry from `at` on; stops at another verdict."""
 
 def oldest_grant(entries: list[Entry]) -> int:
@@ -144,11 +148,15 @@ def group_by_user(
     entries: list[Entry],
     groups: dict[str, UserEffects],
     has_next: set[str],
+    sparse: set[str],
     settled: list[int],
     loose: list[Entry],
     letters: list[Entry],
 ) -> None:
-    """Sort entries into what one finalize call writes; `settled` gets the offsets that it makes final."""
+    """Sort entries into what one finalize call writes; `settled` gets the offsets that it makes final.
+
+    `sparse` are the users whose order list is not known to be dense.
+    """
 
 def settle_groups(
     groups: list[UserEffects], has_next: set[str], users: list[str], applied: list[Entry]

@@ -46,6 +46,7 @@ cdef class Entry:
         made.letter = self.letter
         made.lane = self.lane
         made.granted_ms = self.granted_ms
+        made.lock_expiry_ms = self.lock_expiry_ms
         made.look = self.look
         made.arrived_ms = self.arrived_ms
         made.passed = self.passed
@@ -64,14 +65,15 @@ cdef class Entry:
 
 @cython.final
 cdef class UserEffects:
-    def __init__(self, user, has_next, gaps=(), entries=None):
+    def __init__(self, user, has_next, gaps=(), entries=None, dense=False):
         self.user = user
         self.has_next = has_next
         self.gaps = gaps
         self.entries = [] if entries is None else entries
+        self.dense = dense
 
     def __repr__(self):
-        return f"UserEffects({self.user!r}, {self.has_next}, {self.gaps}, {self.entries})"
+        return f"UserEffects({self.user!r}, {self.has_next}, {self.gaps}, {self.entries}, {self.dense})"
 
 
 @cython.final
@@ -168,7 +170,9 @@ def free_ids(list entries not None, dict ids not None):
             PyDict_DelItem(ids, entry.id)
 
 
-def grant(list entries not None, list verdicts not None, Py_ssize_t at, int64_t now_ms):
+def grant(
+    list entries not None, list verdicts not None, Py_ssize_t at, int64_t now_ms, int64_t expiry_ms
+):
     cdef Py_ssize_t i
     if PyList_GET_SIZE(verdicts) != PyList_GET_SIZE(entries):
         raise ValueError(f"{len(verdicts)} verdicts for {len(entries)} entries")
@@ -176,6 +180,7 @@ def grant(list entries not None, list verdicts not None, Py_ssize_t at, int64_t 
         if <int64_t>verdicts[i]:
             return i
         _at(entries, i).granted_ms = now_ms
+        _at(entries, i).lock_expiry_ms = expiry_ms
     return PyList_GET_SIZE(entries)
 
 
@@ -206,6 +211,7 @@ def group_by_user(
     list entries not None,
     dict groups not None,
     set has_next not None,
+    set sparse not None,
     list settled not None,
     list loose not None,
     list letters not None,
@@ -228,6 +234,7 @@ def group_by_user(
                 group.has_next = entry.user in has_next
                 group.gaps = ()
                 group.entries = [entry]
+                group.dense = not sparse or entry.user not in sparse
                 PyDict_SetItem(groups, entry.user, group)
             else:
                 PyList_Append((<UserEffects>found).entries, entry)

@@ -112,10 +112,14 @@ class LoadUsers:
 
 @dataclass(slots=True)
 class UserState:
-    """`last` seq of the order list (0 = none), `next` key (0 = none), `foreign` names a WRONGTYPE key."""
+    """`last` seq of the order list (0 = none), `next` key (0 = none), `foreign` names a WRONGTYPE key.
+
+    `dense`: the order list holds every seq from 1 to `last`.
+    """
 
     last: int = 0
     next: int = 0
+    dense: bool = False
     foreign: str = ""
 
 
@@ -160,12 +164,16 @@ class Acquire:
 
 @dataclass(slots=True)
 class Acquired:
-    """`verdicts[i]` is for `entries[i]`; `finals[i]` is there for FINAL; `foreign[i]` names a key."""
+    """`verdicts[i]` is for `entries[i]`; `finals[i]` is there for FINAL; `foreign[i]` names a key.
+
+    The locks expire at `expiry_ms` by Redis's clock.
+    """
 
     status: Literal["ok", "fenced", "rewound"]
     verdicts: list[int] = field(default_factory=list)
     finals: dict[int, Final] = field(default_factory=dict)
     foreign: dict[int, str] = field(default_factory=dict)
+    expiry_ms: int = 0
 
 
 @dataclass(slots=True)

@@ -85,9 +85,15 @@ class Finalizer:
         self.done: deque[Entry] = deque()
         self.acked_floor = buffer.position  # the last floor that Redis acknowledged
         self.has_next: set[str] = set()  # users whose next: key exists
+        self.sparse: set[str] = set()  # users whose order list may lack a seq
         self._gaps: deque[Gap] = deque()
         self._under_way: Finalize | None = None
         self._sent_ms = now_ms
+
+    def forget(self, user: str) -> None:
+        """The user is loaded anew when it comes again."""
+        self.has_next.discard(user)
+        self.sparse.discard(user)
 
     def busy(self) -> bool:
         """Whether something is to be written, or being written."""
@@ -147,7 +153,7 @@ class Finalizer:
         if self._asides:
             entries[:] = [entry for entry in entries if not self._holds(entry)]
         settled: list[int] = []
-        group_by_user(entries, batch.groups, self.has_next, settled, batch.loose, batch.letters)
+        group_by_user(entries, batch.groups, self.has_next, self.sparse, settled, batch.loose, batch.letters)
         self._settler.settle_all(settled)
         return batch
 
@@ -209,14 +215,18 @@ class Finalizer:
             applied, stopped = applied[:cut], applied[cut:]
             self._set_aside(group, stopped, [] if applied else group.gaps, foreign_key, now_ms)
         ahead = bool(group.gaps)  # whether next: tells more than the list
+        sparse = ahead or foreign_key is not None
         for index, entry in enumerate(applied, first):
             why = refused.get(index) if refused else None
+            sparse = sparse or why is not None or entry.passed or entry.status != "processed"
             if why is None:
                 self._applied(entry, counts, written)
                 ahead = entry.status != "processed"
             else:
                 self._refuse(entry, why, written)
                 ahead = True
+        if sparse:
+            self.sparse.add(group.user)
         if ahead:
             self.has_next.add(group.user)
         elif applied:

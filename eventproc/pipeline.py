@@ -364,6 +364,8 @@ class Pipeline:
             self._asides.clear(user)
             if state.next:
                 self._finalizer.has_next.add(user)
+            if not state.dense or state.next > state.last + 1:
+                self._finalizer.sparse.add(user)
             users.append(user)
             expected.append(max(state.last + 1, state.next, 1))
             adopt.append(with_baseline and not state.last and not state.next)
@@ -394,7 +396,7 @@ class Pipeline:
             if not self._gap_keeper.holds(entry):
                 self._look(entry)
         for user in arrivals.evicted:
-            self._finalizer.has_next.discard(user)
+            self._finalizer.forget(user)
         over = self.buffer.overfull()
         if over:
             self._finalizer.add_gaps(self._gap_keeper.close(over, "overflow"))
@@ -496,7 +498,7 @@ class Pipeline:
         entries = request.entries
         at = 0
         while True:
-            upto = grant(entries, reply.verdicts, at, now_ms)
+            upto = grant(entries, reply.verdicts, at, now_ms, reply.expiry_ms)
             granted = entries[at:upto] if at or upto < len(entries) else entries
             self._lanes.enter_all(granted)
             if self._asides.foreign:
@@ -504,6 +506,7 @@ class Pipeline:
                     self._asides.clear(entry.user, entry.offset)
             if upto == len(entries):
                 break
+            entries[upto].lock_expiry_ms = reply.expiry_ms
             self._not_granted(upto, entries[upto], reply, now_ms)
             at = upto + 1
 

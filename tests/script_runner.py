@@ -92,9 +92,15 @@ def letter(offset: int, **other: Any) -> Entry:
     return entry(offset, **fields)
 
 
-def group(user: str, *entries: Entry, gaps: list[Gap] | None = None, has_next: bool = False) -> UserEffects:
+def group(
+    user: str,
+    *entries: Entry,
+    gaps: list[Gap] | None = None,
+    has_next: bool = False,
+    dense: bool = False,
+) -> UserEffects:
     """What one call writes for a user."""
-    return UserEffects(user, has_next, gaps or [], list(entries))
+    return UserEffects(user, has_next, gaps or [], list(entries), dense)
 
 
 @dataclass

@@ -28,5 +28,5 @@ class BatchEncoder:
     def acquire(self, request: Acquire, lock: str) -> bytes:
         """The command for acquire_events; UnicodeEncodeError for text with lone surrogates."""
 
-    def finalize(self, request: Finalize, lock: str) -> bytes:
+    def finalize(self, request: Finalize) -> bytes:
         """The command for finalize_events."""

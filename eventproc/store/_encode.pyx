@@ -8,7 +8,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
@@ -211,7 +211,7 @@ cdef class BatchEncoder:
             to.put_seq(_at(entries, i).seq)
         return to.end(self._acquire_sha1, keys)
 
-    def finalize(self, request not None, str lock not None):
+    def finalize(self, request not None):
         cdef _Command to = self._command
         cdef list groups = request.groups
         cdef list letters = request.letters
@@ -226,6 +226,7 @@ cdef class BatchEncoder:
         cdef Py_ssize_t before
         cdef Py_ssize_t locks
         cdef Py_ssize_t keys
+        cdef int64_t held_until = INT64_MAX
         for group in groups:
             writable += group.entries
         grouped = PyList_GET_SIZE(writable)
@@ -246,6 +247,8 @@ cdef class BatchEncoder:
             entry = _at(writable, i)
             if entry.granted_ms or entry.look:
                 to.put_key(self._inflight, entry.id)
+                if entry.lock_expiry_ms < held_until:
+                    held_until = entry.lock_expiry_ms
         locks = to.count - before
         for group in groups:
             to.put_key(self._order, group.user)
@@ -266,14 +269,15 @@ cdef class BatchEncoder:
         to.put_int(request.rev)
         to.put_int(request.floor)
         to.put_int(request.unfinalized)
-        to.put_text(lock)
+        to.put_bytes(self._ours)
         for limit in self._limits:
             to.put_bytes(limit)
-        to.put_text(" ".join([str(_at(entries, i).offset) for i in range(PyList_GET_SIZE(entries))]))
+        self._offsets(to, entries)
         to.put_int(grouped)
         to.put_int(PyList_GET_SIZE(writable) - grouped)
         to.put_int(PyList_GET_SIZE(letters))
         to.put_int(locks)
+        to.put_int(held_until if locks else 0)
         to.put_int(PyList_GET_SIZE(groups))
         to.put_int(PyList_GET_SIZE(details))
         self._columns(to, writable, groups)
@@ -287,6 +291,20 @@ cdef class BatchEncoder:
         for i in details:
             self._detail(to, i + 1, _at(entries, i))
         return to.end(self._finalize_sha1, keys)
+
+    cdef int _offsets(self, _Command to, list entries) except -1:
+        cdef Py_ssize_t count = PyList_GET_SIZE(entries)
+        cdef bytes text = PyBytes_FromStringAndSize(NULL, (DIGITS + 1) * count)
+        cdef char* begin = PyBytes_AS_STRING(text)
+        cdef char* end = begin + (DIGITS + 1) * count
+        cdef char* at = end
+        cdef Py_ssize_t i
+        for i in range(count - 1, -1, -1):
+            at -= _decimal(_at(entries, i).offset, at)
+            if i:
+                at -= 1
+                at[0] = c' '
+        return to.put("", 0, at, end - at)
 
     cdef int _columns(self, _Command to, list writable, list groups) except -1:
         """The types, each once (most calls have few), and which of them each entry has; then the shapes."""
@@ -324,7 +342,7 @@ cdef class BatchEncoder:
         cdef UserEffects group
         for i in range(count):
             group = <UserEffects?>PyList_GET_ITEM(groups, i)
-            shape = 2 * PyList_GET_SIZE(group.entries) + _has_more(group)
+            shape = 4 * PyList_GET_SIZE(group.entries) + 2 * group.dense + _has_more(group)
             assert shape < 65_536
             at[2 * i] = shape >> 8
             at[2 * i + 1] = shape & 255

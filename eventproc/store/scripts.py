@@ -185,8 +185,7 @@ class ScriptSet:
         return Call("acquire_events", self._batches.acquire(request, lock))
 
     def _finalize(self, request: Finalize) -> Call:
-        lock = self.lock(request.epoch, request.owner)
-        return Call("finalize_events", self._batches.finalize(request, lock))
+        return Call("finalize_events", self._batches.finalize(request))
 
     def _release(self, request: Release) -> Call:
         return self._call("release_events", *self._locks(request))
@@ -209,7 +208,7 @@ def decode(request: StoreRequest, reply: Any) -> StoreReply:
     if isinstance(request, Acquire):
         return _acquired(request, reply)
     if isinstance(request, LoadUsers):
-        return [_user_state(reply[k], reply[k + 1]) for k in range(0, len(reply), 2)]
+        return [_user_state(*reply[k : k + 3]) for k in range(0, len(reply), 3)]
     if isinstance(request, Claim):
         if reply[0] == b"held":
             return Claimed("held", owner=reply[1].decode(), age_ms=int(reply[2]))
@@ -231,20 +230,21 @@ def _suspect(value: bytes) -> Suspect:
     return Suspect(int(deaths), cause)
 
 
-def _user_state(last: bytes, following: bytes) -> UserState:
+def _user_state(last: bytes, following: bytes, dense: bytes) -> UserState:
     if last == b"!":
         return UserState(foreign=following.decode(errors="replace"))
-    return UserState(int(last or 0), int(following or 0))
+    return UserState(int(last or 0), int(following or 0), bool(dense))
 
 
 def _acquired(request: Acquire, reply: Any) -> Acquired:
     status = _status(reply)
     if status != "ok":
         return Acquired(status)
-    if len(reply) == 1:
-        return Acquired("ok", [0] * len(request.entries))
-    acquired = Acquired("ok", [digit - 48 for digit in reply[1]])
-    rest = 2
+    expiry_ms = int(reply[1])
+    if len(reply) == 2:
+        return Acquired("ok", [0] * len(request.entries), expiry_ms=expiry_ms)
+    acquired = Acquired("ok", [digit - 48 for digit in reply[2]], expiry_ms=expiry_ms)
+    rest = 3
     for index, verdict in enumerate(acquired.verdicts):
         if verdict == Verdict.FINAL:
             acquired.finals[index] = _final(*reply[rest : rest + 8])

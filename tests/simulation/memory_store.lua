@@ -228,14 +228,20 @@ function commands.LTRIM(key, from, to)
   if not entry then
     return {ok = 'OK'}
   end
-  from = integer(from)
-  if from >= 0 or to ~= '-1' then
-    error({err = 'ERR only the head can be trimmed here'})
-  end
+  from, to = integer(from), integer(to)
   local list = entry.value
-  while list.last - list.first + 1 > -from do
-    list[list.first] = nil
-    list.first = list.first + 1
+  if from == 0 and to < 0 then
+    for _ = 1, math.min(-1 - to, list.last - list.first + 1) do
+      list[list.last] = nil
+      list.last = list.last - 1
+    end
+  elseif from < 0 and to == -1 then
+    while list.last - list.first + 1 > -from do
+      list[list.first] = nil
+      list.first = list.first + 1
+    end
+  else
+    error({err = 'ERR a list is trimmed at one end only here'})
   end
   if list.last < list.first then
     db[key] = nil

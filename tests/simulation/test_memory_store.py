@@ -21,6 +21,7 @@ from eventproc.effects import (
     Renew,
     StoreRequest,
 )
+from eventproc.settings import Settings
 from eventproc.store.scripts import ScriptSet, decode
 from tests.redis_server import RedisServer
 from tests.script_runner import FakeRecord, dump, entry, failed, group, letter, settings
@@ -82,6 +83,7 @@ class Walk:
         fields: dict[str, Any] = {
             "id": rng.choice(IDS),
             "granted_ms": rng.randint(0, 1),
+            "lock_expiry_ms": rng.choice([0, 1 << 50]),
             "record": FakeRecord(rng.randbytes(rng.randint(0, 9))),
             "attempts": rng.choice([1, 1, 1, 2]),
         }
@@ -106,7 +108,8 @@ class Walk:
             for _ in range(rng.randint(0, 5)):
                 entries.append(self.entry(grouped=True, user=user, seq=seq))
                 seq += 1
-            groups.append(group(user, *entries, gaps=gaps, has_next=rng.random() < 0.5))
+            dense = bool(entries) and rng.random() < 0.5
+            groups.append(group(user, *entries, gaps=gaps, has_next=rng.random() < 0.5, dense=dense))
         loose = [
             self.entry(grouped=False, user=rng.choice(USERS), seq=rng.choice([0, 3]))
             for _ in range(rng.randint(0, 3))
@@ -171,7 +174,8 @@ def test_same_replies_and_same_keys_as_redis(seed: int, server: RedisServer, clo
     clock.now_ms = seconds * 1000 + micros // 1000
     store = MemoryStore(clock)
     walk = Walk(seed)
-    here, there = ScriptSet(LIMITS, "events", 0), ScriptSet(LIMITS, "events", 0)
+    limits = LIMITS.model_copy(update={"order_max_len": seed % 2 * 6})
+    here, there = ScriptSet(limits, "events", 0), ScriptSet(limits, "events", 0)
     seen = set()
     for _ in range(250):
         request = walk.step()
@@ -186,8 +190,7 @@ def test_same_replies_and_same_keys_as_redis(seed: int, server: RedisServer, clo
         reply = assert_same(
             lambda: client.eval(source, len(keys), *keys, *args),  # noqa: B023
             lambda: store.execute(mine),  # noqa: B023
-            # A claim's reply holds an epoch or an age, of each store's own time, and suspects in any order.
-            as_told=told_by_claim if isinstance(request, Claim) else None,
+            as_told=_AS_TOLD.get(type(request)),
         )
         if reply is None:
             continue
@@ -204,7 +207,16 @@ def test_same_replies_and_same_keys_as_redis(seed: int, server: RedisServer, clo
 
 
 def told_by_claim(reply: Any) -> Any:
+    """Without the epoch or age, which are of each store's own time, and with the suspects in one order."""
     return reply[2:5], sorted(zip(reply[5::2], reply[6::2], strict=True))
+
+
+def told_by_acquire(reply: Any) -> Any:
+    """Without the time at which the locks expire."""
+    return reply[2:]
+
+
+_AS_TOLD: dict[type, Callable[[Any], Any]] = {Claim: told_by_claim, Acquire: told_by_acquire}
 
 
 def assert_same(there: Any, here: Any, as_told: Callable[[Any], Any] | None = None) -> Any:
@@ -239,6 +251,8 @@ def busy_request(epoch: int, rev: int) -> Finalize:
             ),
             group("v", entry(4, "v", 1, attempts=2), failed(5, "v", 2), entry(0, "v", 3, passed=True)),
             group("w", failed(6, "w", 2), entry(7, "w", 3), has_next=True),
+            group("x", entry(11, "x", 1), dense=True),
+            group("y", entry(12, "y", 1), entry(13, "y", 2), dense=True),
         ],
         [entry(8, "x"), failed(9, "x", 7, status="skipped", attempts=0, reason="stale")],
         [letter(10)],
@@ -253,8 +267,8 @@ def without_started(store: MemoryStore) -> dict[bytes, Any]:
     return keys
 
 
-def prepared(clock: FakeClock) -> tuple[MemoryStore, ScriptSet, int]:
-    store, scripts = MemoryStore(clock), ScriptSet(LIMITS, "events", 0)
+def prepared(clock: FakeClock, limits: Settings = LIMITS) -> tuple[MemoryStore, ScriptSet, int]:
+    store, scripts = MemoryStore(clock), ScriptSet(limits, "events", 0)
     claimed = store.perform(scripts, Claim("me", 1000))
     epoch: int = claimed.epoch  # type: ignore[union-attr]
     store.perform(scripts, Acquire(epoch, "me", busy_request(epoch, 1).entries()))
@@ -262,14 +276,17 @@ def prepared(clock: FakeClock) -> tuple[MemoryStore, ScriptSet, int]:
     return store, scripts, epoch
 
 
-def test_finalize_cut_off_anywhere_ends_the_same_when_it_comes_again(clock: FakeClock) -> None:
-    clean, scripts, epoch = prepared(clock)
+@pytest.mark.parametrize("limits", [LIMITS, settings()], ids=["bounded lists", "unbounded lists"])
+def test_finalize_cut_off_anywhere_ends_the_same_when_it_comes_again(
+    clock: FakeClock, limits: Settings
+) -> None:
+    clean, scripts, epoch = prepared(clock, limits)
     request = busy_request(epoch, 1)
     call = scripts.encode(request)
     expected = clean.execute(call)
     cuts = 0
     while True:
-        store, _, _ = prepared(clock)
+        store, _, _ = prepared(clock, limits)
         try:
             assert store.execute(call, fail_at=cuts) == expected
             break

@@ -311,7 +311,16 @@ class Driver:
         elif isinstance(request, Seek):
             self.fetch_at = request.offset
         else:
+            if isinstance(request, Finalize) and request.rev == self.pipeline.ownership.rev + 1:
+                self.check_dense(request)
             self.answer(request, self.store.perform(self.scripts, request))
+
+    def check_dense(self, request: Finalize) -> None:
+        """What is said to be dense is, lest a second writer's seq pass for one that is expected."""
+        for group in request.groups:
+            found = self.contents().get(f"order:{group.user}", [])
+            if group.dense and isinstance(found, list):
+                assert found == [str(seq) for seq in range(1, len(found) + 1)], f"{group}: {found}"
 
     def answer(self, request: Request, reply: Any) -> None:
         """Bring Redis's reply."""

@@ -250,3 +250,42 @@ def test_a_user_that_was_evicted_is_read_back() -> None:
     assert driver.pipeline.buffer.users <= 2
     driver.send(event("u", 3), event("u", 2))
     assert driver.order("u") == [1, 2, 3]
+
+
+def said_to_be_dense(driver: Driver) -> bool:
+    """Of the last call that wrote something of user u."""
+    dense = [group.dense for call in driver.asked(Finalize) for group in call.groups if group.user == "u"]
+    return bool(dense[-1])
+
+
+def test_a_list_without_a_hole_is_said_to_be_dense() -> None:
+    driver = Driver()
+    driver.store.command("RPUSH", "order:u", 1, 2)
+    driver.own().send(event("u", 3))
+    assert said_to_be_dense(driver)
+    driver.send(event("u", 4), event("u", 5))
+    assert said_to_be_dense(driver)
+    assert driver.order("u") == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("why", ["loaded", "next is ahead", "failed", "gap", "final elsewhere"])
+def test_a_list_with_a_hole_is_not(why: str) -> None:
+    driver = Driver(max_attempts=1)
+    if why == "loaded":
+        driver.store.command("RPUSH", "order:u", 1, 3)
+    elif why == "next is ahead":
+        driver.store.command("RPUSH", "order:u", 1)
+        driver.store.command("SET", "next:u", 4)
+    driver.own()
+    if why == "failed":
+        driver.send(event("u", 1), event("u", 2, fail=True), event("u", 3))
+    elif why == "gap":
+        driver.send(event("u", 1), event("u", 3))
+        driver.pass_ms(6_000)
+    elif why == "final elsewhere":
+        final_elsewhere(driver, "u-3", "other", 9)
+        driver.send(*(event("u", seq) for seq in (1, 2, 3)))
+    driver.send(event("u", 4))
+    driver.send(event("u", 5))
+    assert driver.order("u")[-2:] == [4, 5]
+    assert not said_to_be_dense(driver)

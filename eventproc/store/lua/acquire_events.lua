@@ -22,8 +22,8 @@
 --   8  lock_looks  '1': lock these, too
 --   9..  per such entry: its index (from 1, ascending) and its seq
 -- Returns
---   {'ok'}       every entry is granted
---   {'ok', verdicts, ...}  one digit per entry: 0 granted, 1 final, 2 locked, 3 late, 4 stale, 5 foreign,
+--   {'ok', expiry}  every entry is granted; when the locks expire, ms by Redis's clock
+--   {'ok', expiry, verdicts, ...}  one digit per entry: 0 granted, 1 final, 2 locked, 3 late, 4 stale, 5 foreign,
 --                6 only looked up, and processed under this user and seq (as most that a restart reads again);
 --                then for each entry that is final, in order: status, userId, seq, partition, offset,
 --                attempts, error, reason as event:<id> has them ('' each where it does not, or when only
@@ -63,7 +63,7 @@ for l = 9, 8 + 2 * looks, 2 do
   with_looks[i - (i - 1) % chunk] = true
 end
 
-local reply, verdicts = {'ok', ''}, {}
+local reply, verdicts = {'ok', expiry, ''}, {}
 
 -- Whether the event is processed under the user of that gaps key and this seq.
 local user_at = #KEYS[1] - #'partition:' - (#ours - 1) + #'gaps:' + 1 -- where the user begins in it
@@ -161,14 +161,13 @@ local function drop(lock_key)
   end
 end
 
--- Whether the lock was free, and is ours now.
-local template
-local function take(lock_key)
-  if not template then
-    call('SET', KEYS[2], lock, 'PXAT', expiry)
-    template = true
+local template = KEYS[2]
+local template_made
+local function make_template()
+  if not template_made then
+    call('SET', template, lock, 'PXAT', expiry)
+    template_made = true
   end
-  return call('COPY', KEYS[2], lock_key) == 1
 end
 
 local plain = true
@@ -216,11 +215,14 @@ local function judge(i)
     verdict = '0'
   end
   local lockable = verdict == '0' or lock_looks and (verdict == '3' or verdict == '4')
-  if lockable and not take(KEYS[locks + i]) then
-    local held
-    held, failure = contend(KEYS[locks + i])
-    if held ~= '0' then
-      verdict = held
+  if lockable then
+    make_template()
+    if call('COPY', template, KEYS[locks + i]) == 0 then
+      local held
+      held, failure = contend(KEYS[locks + i])
+      if held ~= '0' then
+        verdict = held
+      end
     end
   end
   if verdict ~= '0' then
@@ -235,8 +237,8 @@ for first = 1, count, chunk do
   local i = first
   -- the rule: no id of the chunk is known, and every lock is free
   if not with_looks[first] and not exists(first) and present == 0 then
-    while i <= last and take(KEYS[locks + i]) do
-      verdicts[i] = '0'
+    make_template()
+    while i <= last and call('COPY', template, KEYS[locks + i]) == 1 do
       i = i + 1
     end
   end
@@ -248,11 +250,14 @@ for first = 1, count, chunk do
     i = i + 1
   end
 end
-if template then
-  call('DEL', KEYS[2])
+if template_made then
+  call('DEL', template)
 end
 if plain then
-  return {'ok'}
+  return {'ok', expiry}
 end
-reply[2] = table.concat(verdicts)
+for i = 1, count do
+  verdicts[i] = verdicts[i] or '0'
+end
+reply[3] = table.concat(verdicts)
 return reply

@@ -22,6 +22,10 @@
 -- What is simply processed at the first attempt is copied from templates, which exist within a call only: one
 -- command makes the whole hash with its expiry, and answers 0 if the key exists already.
 --
+-- A list is dense if it holds every seq from 1 on, as far as its owner knows. Then its length tells its last seq,
+-- and RPUSH answers the length: no look-up. If the owner was wrong, since another partition has pushed for the
+-- user too, what was written for the group is taken back, and done again with every check.
+--
 -- KEYS
 --   1   partition:<topic>:<p>
 --   2   dlq:list
@@ -36,7 +40,7 @@
 --   3  rev            number of this call; the stored one must be one less
 --   4  floor          offset, if everything is applied
 --   5  unfinalized    records at or above the floor that are not final
---   6  lock           our lock value, <topic>:<p>:<epoch>:<owner>
+--   6  ours           what every lock of this partition begins with, <topic>:<p>:
 --   7  event_ttl      ms
 --   8  dedup_ttl      ms
 --   9  dlq_ttl        ms
@@ -50,15 +54,16 @@
 --   17 loose          number of entries after those that get a hash, but have no place in an order
 --   18 letters        number of entries after those that get a dead letter only
 --   19 locks          number of locks
---   20 groups         number of groups
---   21 details        number of details
---   22 types          number of types
---   23 type of each writable entry, two bytes each: its number among the types, from 0, the high byte first
---   24 shape of each group, two bytes each, the high one first: twice the number of its entries, and one more if
---        it has more to tell
---   25 order:  what the name of a user's order list begins with
---   26 next:   the same of its next key, for a group without one in KEYS of which an entry is refused
---   27.. the types, then seq of each entry ('' = unsequenced), then user of each entry that is in no group
+--   20 held_until     up to when no lock of these can have expired, ms by Redis's clock; 0: not known
+--   21 groups         number of groups
+--   22 details        number of details
+--   23 types          number of types
+--   24 type of each writable entry, two bytes each: its number among the types, from 0, the high byte first
+--   25 shape of each group, two bytes each, the high one first: four times the number of its entries, and two more
+--        if its list is dense, and one more if it has more to tell
+--   26 order:  what the name of a user's order list begins with
+--   27 next:   the same of its next key, for a group without one in KEYS of which an entry is refused
+--   28.. the types, then seq of each entry ('' = unsequenced), then user of each entry that is in no group
 --   then per group that has more to tell: '1' if next:<user> may exist else '0', the number of its gaps, then
 --        per gap first, last and reason
 --   then per detail, for every entry that is not simply processed at the first attempt: its index (from 1),
@@ -113,7 +118,7 @@ local dlq_expiry = format('%.0f', now_ms + ARGV[9])
 local order_max_len, gaps_max_len, dlq_max_len = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local topic, partition = ARGV[13], ARGV[14]
 local grouped, loose, letters = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
-local locks, groups, details = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21])
+local locks, groups, details = tonumber(ARGV[19]), tonumber(ARGV[21]), tonumber(ARGV[22])
 local writable, entries = grouped + loose, grouped + loose + letters
 
 local begun = try('HSET', KEYS[1], 'started', ARGV[3])
@@ -123,7 +128,7 @@ end
 
 -- Where the columns begin: entry i is at <column> + i.
 local event_keys, dedup_keys, lock_keys = 4, 4 + writable, 4 + 2 * writable
-local seqs = 26 + tonumber(ARGV[22])
+local seqs = 27 + tonumber(ARGV[23])
 local users = seqs + entries - grouped -- of ungrouped entries only
 local group_keys = lock_keys + locks
 
@@ -224,10 +229,11 @@ local function write_letter(i, user, found)
 end
 
 -- The type of writable entry i.
-local types = ARGV[23]
+local types = ARGV[24]
+local only_type = ARGV[23] == '1' and ARGV[28]
 local function type_of(i)
   local high, low = byte(types, 2 * i - 1, 2 * i)
-  return ARGV[27 + 256 * high + low]
+  return ARGV[28 + 256 * high + low]
 end
 
 -- Writes hash and marker of an entry, and its dead letter if it has one.
@@ -235,7 +241,7 @@ local function write_event(i, user, letter)
   local at, seq = detail[i], ARGV[seqs + i]
   local status = at and ARGV[at + 1] or 'processed'
   local fields = {'status', status, 'processedAt', now, 'attempts', at and ARGV[at + 2] or '1', 'userId', user,
-    'type', type_of(i)}
+    'type', only_type or type_of(i)}
   local n = #fields
   if seq ~= '' then
     fields[n + 1], fields[n + 2] = 'seq', seq
@@ -324,18 +330,16 @@ end
 -- no template is made of; nothing is written then.
 local template_user, template_type
 local function write_copy(i, user)
-  local kind, seq, event_key = type_of(i), ARGV[seqs + i], KEYS[event_keys + i]
+  local kind, seq, event_key = only_type or type_of(i), ARGV[seqs + i], KEYS[event_keys + i]
   if again or #user > short or #kind > short then
     return false
   end
-  if user == template_user then
-    if kind == template_type then
-      call('HSET', KEYS[3], 'seq', seq)
-    else
-      call('HSET', KEYS[3], 'seq', seq, 'type', kind)
-    end
-  elseif template_user then
+  if template_type and kind ~= template_type then
     call('HSET', KEYS[3], 'seq', seq, 'type', kind, 'userId', user)
+  elseif user == template_user then
+    call('HSET', KEYS[3], 'seq', seq)
+  elseif template_user then
+    call('HSET', KEYS[3], 'seq', seq, 'userId', user)
   else
     call('DEL', KEYS[3], KEYS[4])
     -- what changes comes first, for Redis searches from there
@@ -364,7 +368,7 @@ local function read_next(key)
   return value and tonumber(value) or not value and 0 or nil
 end
 
-local user_at = #ARGV[25] + 1 -- where the user begins in the name of an order list
+local user_at = #ARGV[26] + 1 -- where the user begins in the name of an order list
 local function apply_group(g, first, count, order_key, has_next, gaps, argument, next_key, gaps_key)
   local user = sub(order_key, user_at)
   local tail = try('LINDEX', order_key, '-1')
@@ -432,7 +436,7 @@ local function apply_group(g, first, count, order_key, has_next, gaps, argument,
       elseif not code then
         code, status = apply(i, user)
         if code ~= FOREIGN and not stored_next and (code == CONFLICT or status ~= 'processed') then
-          next_key = next_key or ARGV[26] .. user
+          next_key = next_key or ARGV[27] .. user
           stored_next = read_next(next_key)
           if not stored_next then
             code, status = FOREIGN, next_key
@@ -476,21 +480,60 @@ local function apply_group(g, first, count, order_key, has_next, gaps, argument,
   end
 end
 
-local first, argument, shapes = 1, seqs + 1 + entries + loose + letters, ARGV[24]
-for g = 0, groups - 1 do
-  local high, low = byte(shapes, 2 * g + 1, 2 * g + 2)
-  local count, more = 128 * high + math.floor(low / 2), low % 2
-  if more == 0 then
-    apply_group(g, first, count, KEYS[group_keys + 1], false, 0)
-    group_keys = group_keys + 1
-  else
-    local gaps = tonumber(ARGV[argument + 1])
-    apply_group(g, first, count, KEYS[group_keys + 1], ARGV[argument] == '1', gaps, argument + 2,
-      KEYS[group_keys + 2], KEYS[group_keys + 3])
-    argument = argument + 2 + 3 * gaps
-    group_keys = group_keys + (gaps > 0 and 3 or 2)
+-- Writes a group of ordinary entries whose list is dense. Answers false if that cannot be; nothing is written then.
+local function apply_dense(first, count, order_key)
+  local user = sub(order_key, user_at)
+  local last = first + count - 1
+  local i = first
+  while i <= last and write_copy(i, user) do
+    i = i + 1
   end
-  first = first + count
+  if i > last then
+    local seq, length = ARGV[seqs + last]
+    if count == 1 then
+      length = try('RPUSH', order_key, seq)
+    else
+      length = try('RPUSH', order_key, unpack(ARGV, seqs + first, seqs + last))
+    end
+    if not wrong_type(length) then
+      if seq - length == 0 then
+        return true
+      end
+      call('LTRIM', order_key, 0, -count - 1)
+    end
+  end
+  for j = first, i - 1 do
+    call('DEL', KEYS[event_keys + j], KEYS[dedup_keys + j])
+  end
+  return false
+end
+
+local first, argument, shapes = 1, seqs + 1 + entries + loose + letters, ARGV[25]
+local may_be_dense = order_max_len == 0 and not again
+local shapes_at_once = 100 -- read by one call
+for from = 0, groups - 1, shapes_at_once do
+  local to = math.min(from + shapes_at_once, groups)
+  local bytes = {byte(shapes, 2 * from + 1, 2 * to)}
+  for g = from, to - 1 do
+    local at = 2 * (g - from)
+    local shape = 256 * bytes[at + 1] + bytes[at + 2]
+    local flags = shape % 4
+    local count = (shape - flags) / 4
+    local order_key = KEYS[group_keys + 1]
+    if flags % 2 == 1 then
+      local gaps = tonumber(ARGV[argument + 1])
+      apply_group(g, first, count, order_key, ARGV[argument] == '1', gaps, argument + 2, KEYS[group_keys + 2],
+        KEYS[group_keys + 3])
+      argument = argument + 2 + 3 * gaps
+      group_keys = group_keys + (gaps > 0 and 3 or 2)
+    else
+      if not (flags == 2 and may_be_dense and count <= max_arguments and apply_dense(first, count, order_key)) then
+        apply_group(g, first, count, order_key, false, 0)
+      end
+      group_keys = group_keys + 1
+    end
+    first = first + count
+  end
 end
 
 for i = grouped + 1, writable do
@@ -516,22 +559,18 @@ for i = writable + 1, entries do
   end
 end
 
--- All locks at once if all are still ours, which is the rule.
+-- Locks that cannot have expired are ours; others may be another owner's by now.
+local held_until = tonumber(ARGV[20])
 for from = 1, locks, max_arguments do
   local to = math.min(from + max_arguments - 1, locks)
-  local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
-  local lock, ours, held = ARGV[6], topic .. ':' .. partition .. ':', 0
-  for v = 1, to - from + 1 do
-    if values[v] == lock then
-      held = held + 1
-    end
-  end
-  if held == to - from + 1 then
+  if now_ms < held_until then
     call('DEL', unpack(KEYS, lock_keys + from, lock_keys + to))
   else
+    local values = call('MGET', unpack(KEYS, lock_keys + from, lock_keys + to))
+    local ours = ARGV[6]
     for v = 1, to - from + 1 do
       -- also one that an earlier owner of this partition has left
-      if values[v] and string.sub(values[v], 1, #ours) == ours then
+      if values[v] and sub(values[v], 1, #ours) == ours then
         call('DEL', KEYS[lock_keys + from + v - 1])
       end
     end

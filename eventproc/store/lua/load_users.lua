@@ -5,9 +5,11 @@
 -- ARGV
 --   none
 -- Returns
---   a flat list, two per user: last seq of the order list ('' = none) and the next key ('' = none);
---   or '!' and the name of the key that has the wrong type or holds no seq
+--   a flat list, three per user: last seq of the order list ('' = none), the next key ('' = none), and '1' if the
+--   list is dense, so holds every seq from 1 to the last, else '';
+--   or '!', the name of the key that has the wrong type or holds no seq, and ''
 local reply = {}
+local at = 1
 for k = 1, #KEYS, 2 do
   local last = redis.pcall('LINDEX', KEYS[k], -1)
   local following = redis.pcall('GET', KEYS[k + 1])
@@ -17,12 +19,18 @@ for k = 1, #KEYS, 2 do
   if type(following) == 'table' and not string.find(following.err, 'WRONGTYPE', 1, true) then
     return following
   end
+  local foreign
   if type(last) == 'table' or (last and not string.find(last, '^%d+$')) then
-    reply[k], reply[k + 1] = '!', KEYS[k]
+    foreign = KEYS[k]
   elseif type(following) == 'table' or (following and not string.find(following, '^%d+$')) then
-    reply[k], reply[k + 1] = '!', KEYS[k + 1]
-  else
-    reply[k], reply[k + 1] = last or '', following or ''
+    foreign = KEYS[k + 1]
   end
+  if foreign then
+    reply[at], reply[at + 1], reply[at + 2] = '!', foreign, ''
+  else
+    local dense = not last or redis.call('LLEN', KEYS[k]) == tonumber(last)
+    reply[at], reply[at + 1], reply[at + 2] = last or '', following or '', dense and '1' or ''
+  end
+  at = at + 3
 end
 return reply

@@ -54,6 +54,88 @@ def test_processed_events(me: ScriptRunner, client: Any) -> None:
     assert (position[b"rev"], position[b"offset"], position[b"unfinalized"]) == (b"1", b"3", b"4")
 
 
+# --- lists that hold every seq ---------------------------------------------------------------------
+
+
+def test_a_dense_list_goes_on(me: ScriptRunner, client: Any) -> None:
+    for first, behind in ((1, 4), (4, 5), (5, 9)):
+        entries = [entry(seq, "u", seq) for seq in range(first, behind)]
+        assert not me.finalize(group("u", *entries, dense=True)).refused
+    assert order(client) == list(range(1, 9))
+    assert client.exists(*[f"event:e{seq}" for seq in range(1, 9)]) == 8
+
+
+@pytest.mark.parametrize("pushed", [[3], [3, 4], [3, 4, 5], [9]])
+@pytest.mark.parametrize("seqs", [[3], [3, 4], [3, 4, 5]])
+def test_what_another_partition_has_pushed_is_noticed(
+    me: ScriptRunner, client: Any, pushed: list[int], seqs: list[int]
+) -> None:
+    """The owner knows of 1 and 2; a user in two partitions is the misrouted producer's doing."""
+    client.rpush("order:u", 1, 2, *pushed)
+    finalized = me.finalize(group("u", *[entry(seq, "u", seq) for seq in seqs], dense=True))
+    assert not finalized.refused
+    assert order(client) == [1, 2, *pushed, *[seq for seq in seqs if seq > pushed[-1]]]
+    assert client.exists(*[f"event:e{seq}" for seq in seqs]) == len(seqs)
+
+
+def test_a_list_that_was_cut_behind_the_owners_back_goes_on(me: ScriptRunner, client: Any) -> None:
+    client.rpush("order:u", 2)
+    assert not me.finalize(group("u", entry(3, "u", 3), entry(4, "u", 4), dense=True)).refused
+    assert order(client) == [2, 3, 4]
+
+
+def test_an_id_that_is_final_in_a_dense_group(me: ScriptRunner, client: Any) -> None:
+    client.hset("event:e3", mapping={"status": "processed", "userId": "other", "seq": 3})
+    client.set("dedup:e2", 1)
+    entries = [entry(seq, "u", seq) for seq in range(1, 5)]
+    finalized = me.finalize(group("u", *entries, dense=True), floor=9)
+    assert (finalized.refused, finalized.floor) == ({1: FINAL, 2: CONFLICT}, 2)
+    assert order(client) == [1, 4]
+    assert client.get("next:u") is None
+    assert client.hget("event:e3", "userId") == b"other"
+    assert not client.exists("event:e2")
+
+
+@pytest.mark.parametrize("foreign", ["string", "list"])
+def test_a_foreign_order_list_of_a_dense_group(me: ScriptRunner, client: Any, foreign: str) -> None:
+    if foreign == "string":
+        client.set("order:u", "x")
+    else:
+        client.rpush("order:u", "x", "y", "z")
+    before = values(client)[b"order:u"]
+    entries = [entry(1, "u", 1), entry(2, "u", 2)]
+    finalized = me.finalize(group("u", *entries, dense=True), group("v", entry(3, "v", 1), dense=True))
+    assert finalized.refused == {0: FOREIGN, 1: FOREIGN}
+    assert finalized.foreign == {0: "order:u"}
+    assert values(client)[b"order:u"] == before
+    assert not client.exists("event:e1", "dedup:e1", "event:e2", "dedup:e2")
+    assert order(client, "v") == [1]
+
+
+def test_a_bounded_list_is_cut_though_it_is_said_to_be_dense(client: Any) -> None:
+    me = ScriptRunner(client, settings(order_max_len=2))
+    me.claim()
+    for seq in range(1, 5):
+        me.finalize(group("u", entry(seq, "u", seq), dense=True))
+    assert order(client) == [3, 4]
+
+
+# --- locks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_lock_is_looked_at_once_it_may_have_expired(me: ScriptRunner, client: Any, held: bool) -> None:
+    entries = [entry(1, "u", 1), entry(2, "u", 2)]
+    acquired = me.acquire(*entries)
+    now_s, _ = client.time()
+    assert now_s * 1000 + 29_000 < acquired.expiry_ms <= now_s * 1000 + 32_000
+    client.set("inflight:e2", "events:7:1:another")
+    for one in entries:
+        one.lock_expiry_ms = acquired.expiry_ms if held else now_s * 1000 - 1
+    me.finalize(group("u", *entries))
+    assert client.keys("inflight:*") == ([] if held else [b"inflight:e2"])
+
+
 def test_events_of_one_call_get_nothing_of_each_other(me: ScriptRunner, client: Any) -> None:
     """However many types and users there are, and however long: hashes are made from one template."""
     users = ["u", "v" * 64, "w" * 65, "x" * 255, "y"]

@@ -271,10 +271,20 @@ def test_load_tells_last_and_next(me: ScriptRunner, client: Any) -> None:
     assert me.load("a", "b", "c", "d") == [
         UserState(5, 9),
         UserState(2**53 - 1, 0),
-        UserState(0, 4),
-        UserState(0, 0),
+        UserState(0, 4, dense=True),
+        UserState(0, 0, dense=True),
     ]
     assert me.load() == []
+
+
+@pytest.mark.parametrize(
+    ("seqs", "dense"), [([1, 2, 3], True), ([1, 3], False), ([2, 3], False), ([3], False)]
+)
+def test_load_tells_whether_the_list_is_dense(
+    me: ScriptRunner, client: Any, seqs: list[int], dense: bool
+) -> None:
+    client.rpush("order:a", *seqs)
+    assert me.load("a") == [UserState(3, dense=dense)]
 
 
 def test_load_names_foreign_keys(me: ScriptRunner, client: Any) -> None:

@@ -1,0 +1,103 @@
+"""That a list is said to be dense saves Redis a look-up, and changes nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from eventproc.effects import Claim, Claimed, Entry, Finalize, Finalized, Gap
+from eventproc.store.scripts import ScriptSet
+from tests.script_runner import entry, failed, group, settings
+from tests.simulation.memory_store import MemoryStore
+
+USERS = "uvw"
+
+
+class StandingClock:
+    """It is always the same time."""
+
+    def monotonic_ms(self) -> int:
+        return 0
+
+    def wall_ms(self) -> int:
+        return 1_700_000_000_000
+
+    def sleep_ms(self, ms: float) -> None:
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is in one call for one user, whose list holds every seq up to `last` as far as its owner knows."""
+
+    user: str
+    last: int
+    behind: int  # seqs that another partition has pushed since
+    gap: bool
+    kinds: list[str]  # of the entries, in order
+
+
+works = st.builds(
+    Work,
+    st.just(""),
+    st.integers(0, 3),
+    st.sampled_from([0, 0, 0, 1, 2]),
+    st.sampled_from([False, False, False, True]),
+    st.lists(
+        st.sampled_from(["new"] * 6 + ["failed", "final here", "final elsewhere", "marked", "long type"]),
+        min_size=1,
+        max_size=4,
+    ),
+)
+
+
+def entries_of(work: Work) -> list[Entry]:
+    made = []
+    for at, kind in enumerate(work.kinds):
+        seq = work.last + 1 + 2 * work.gap + at
+        fields: dict[str, Any] = {"id": f"{work.user}{seq}", "lock_expiry_ms": 1 << 50}
+        if kind == "failed":
+            made.append(failed(seq, work.user, seq, **fields))
+        else:
+            made.append(entry(seq, work.user, seq, **fields, type="t" * (70 if kind == "long type" else 1)))
+    return made
+
+
+def outcome(work: list[Work], *, dense: bool) -> tuple[Finalized, Any]:
+    """Reply, and all keys behind it."""
+    scripts, store = ScriptSet(settings(), "events", 0), MemoryStore(StandingClock())
+    claimed = store.perform(scripts, Claim("me", 1000))
+    assert isinstance(claimed, Claimed)
+    groups = []
+    for one in work:
+        for seq in range(1, one.last + one.behind + 1):
+            store.command("RPUSH", f"order:{one.user}", seq)
+        entries = entries_of(one)
+        for it, kind in zip(entries, one.kinds, strict=True):
+            if kind.startswith("final"):
+                user = one.user if kind == "final here" else "other"
+                fields = ("status", "processed", "userId", user, "seq", it.seq)
+                store.command("HSET", f"event:{it.id}", *fields)
+            if kind == "marked":
+                store.command("SET", f"dedup:{it.id}", 1)
+        gaps = [Gap(one.user, one.last + 1, one.last + 2, "timeout")] if one.gap else []
+        groups.append(group(one.user, *entries, gaps=gaps, dense=dense))
+    reply = store.perform(scripts, Finalize(claimed.epoch, "me", 1, 99, 0, groups, [], []))
+    assert isinstance(reply, Finalized)
+    return reply, store.dump()
+
+
+@given(st.tuples(works, works, works))
+def test_the_outcome_is_the_same(work: tuple[Work, ...]) -> None:
+    named = [
+        Work(user, one.last, one.behind, one.gap, one.kinds) for user, one in zip(USERS, work, strict=True)
+    ]
+    expected = outcome(named, dense=False)
+    assert outcome(named, dense=True) == expected
+    for user in USERS:
+        found = expected[1].get(f"order:{user}".encode())
+        seqs = [int(seq) for seq in found[0]] if found else []
+        assert seqs == sorted(set(seqs))
