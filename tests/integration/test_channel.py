@@ -102,9 +102,9 @@ def test_several_under_way_are_answered_in_order(line: Line) -> None:
     assert line.channel.pending == 5
     replies = line.replies(5)
     assert [id(request) for request, _ in replies] == [id(request) for request in requests]
-    assert replies[0][1] == [UserState(0, 0)]
+    assert replies[0][1] == [UserState(dense=True)]
     assert cast(Acquired, replies[1][1]).verdicts == [0]
-    assert replies[4][1] == [UserState(2, 0)]
+    assert replies[4][1] == [UserState(2, dense=True)]
     assert line.channel.pending == 0
 
 
@@ -253,11 +253,11 @@ def test_an_error_amidst_a_batch_is_waited_out_by_what_follows(line: Line, serve
         line.channel.submit(request)
     found: list[tuple[StoreRequest, StoreReply]] = []
     line.poll_until(lambda: not line.channel.up or len(found) > 1, "outage", found)
-    assert found == [(requests[0], [UserState(0, 0)])]
+    assert found == [(requests[0], [UserState(dense=True)])]
     client.config_set("maxmemory", 0)
     (_, finalized), (_, state) = line.replies(2)
     assert cast(Finalized, finalized).status == "ok"
-    assert state == [UserState(1, 0)]  # read behind it, though it was answered before
+    assert state == [UserState(1, dense=True)]  # read behind it, though it was answered before
 
 
 @pytest.mark.parametrize("change", ["maxmemory", "rights"])
@@ -330,10 +330,10 @@ def test_script_error_is_raised_and_the_rest_goes_on(line: Line, server: RedisSe
     line.channel.submit(LoadUsers(["u"]))
     line.channel.submit(line.finalize(1))
     line.channel.submit(LoadUsers(["v"]))
-    assert line.replies(1)[0][1] == [UserState()]
+    assert line.replies(1)[0][1] == [UserState(dense=True)]
     with pytest.raises(ConfigError, match="partition:events:0"):
         line.replies(2)
-    assert line.replies(1)[0][1] == [UserState()]
+    assert line.replies(1)[0][1] == [UserState(dense=True)]
     assert line.channel.pending == 0
     assert line.channel.up
 
@@ -361,7 +361,7 @@ def test_call_after_a_failed_call_gets_its_own_answer(server: RedisServer) -> No
     with pytest.raises(Transient):
         line.channel.call(LoadUsers(["a", "b"]), timeout_ms=100)
     server.thaw()
-    assert line.channel.call(LoadUsers(["c"]), timeout_ms=5000) == [UserState()]
+    assert line.channel.call(LoadUsers(["c"]), timeout_ms=5000) == [UserState(dense=True)]
     line.channel.close()
 
 
@@ -374,7 +374,7 @@ def test_megabytes_neither_block_nor_get_lost(line: Line, server: RedisServer) -
     assert time.monotonic() - before < 4  # and not for redis_timeout_ms
     server.thaw()
     for _, reply in line.replies(8):
-        assert reply == [UserState()] * 3000
+        assert reply == [UserState(dense=True)] * 3000
 
 
 def test_tls(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_tls(tmp_path: Path) -> None:
         line.channel.submit(line.finalize(1))
         line.channel.submit(LoadUsers(users))
         replies = line.replies(3)
-        assert replies[0][1] == replies[2][1] == [UserState()] * 3000
+        assert replies[0][1] == replies[2][1] == [UserState(dense=True)] * 3000
         assert order(server) == [1]
         line.channel.close()
         strict = Channel(settings(redis_url=url), "events", 0, SystemClock())
