@@ -230,7 +230,6 @@ end
 
 -- The type of writable entry i.
 local types = ARGV[24]
-local only_type = ARGV[23] == '1' and ARGV[28]
 local function type_of(i)
   local high, low = byte(types, 2 * i - 1, 2 * i)
   return ARGV[28 + 256 * high + low]
@@ -241,7 +240,7 @@ local function write_event(i, user, letter)
   local at, seq = detail[i], ARGV[seqs + i]
   local status = at and ARGV[at + 1] or 'processed'
   local fields = {'status', status, 'processedAt', now, 'attempts', at and ARGV[at + 2] or '1', 'userId', user,
-    'type', only_type or type_of(i)}
+    'type', type_of(i)}
   local n = #fields
   if seq ~= '' then
     fields[n + 1], fields[n + 2] = 'seq', seq
@@ -326,33 +325,44 @@ local function push(order_key, first, last)
   end
 end
 
+-- Makes the templates those of an event that is simply processed.
+local event_template, dedup_template = KEYS[3], KEYS[4]
+local template_user, template_type
+local function set_templates(user, kind, seq)
+  if template_user and kind == template_type then
+    if user == template_user then
+      call('HSET', event_template, 'seq', seq)
+    else
+      call('HSET', event_template, 'seq', seq, 'userId', user)
+      template_user = user
+    end
+    return
+  end
+  if template_user then
+    call('HSET', event_template, 'seq', seq, 'type', kind, 'userId', user)
+  else
+    call('DEL', event_template, dedup_template)
+    -- what changes comes first, for Redis searches from there
+    call('HSET', event_template, 'seq', seq, 'type', kind, 'userId', user, 'status', 'processed',
+      'processedAt', now, 'attempts', '1')
+    call('PEXPIREAT', event_template, event_expiry)
+    call('SET', dedup_template, '1', 'PXAT', dedup_expiry)
+  end
+  template_user, template_type = user, kind
+end
+
 -- Writes hash and marker of an entry that is simply processed. Answers false if either was there, and for what
 -- no template is made of; nothing is written then.
-local template_user, template_type
 local function write_copy(i, user)
-  local kind, seq, event_key = only_type or type_of(i), ARGV[seqs + i], KEYS[event_keys + i]
+  local kind, event_key = type_of(i), KEYS[event_keys + i]
   if again or #user > short or #kind > short then
     return false
   end
-  if template_type and kind ~= template_type then
-    call('HSET', KEYS[3], 'seq', seq, 'type', kind, 'userId', user)
-  elseif user == template_user then
-    call('HSET', KEYS[3], 'seq', seq)
-  elseif template_user then
-    call('HSET', KEYS[3], 'seq', seq, 'userId', user)
-  else
-    call('DEL', KEYS[3], KEYS[4])
-    -- what changes comes first, for Redis searches from there
-    call('HSET', KEYS[3], 'seq', seq, 'type', kind, 'userId', user, 'status', 'processed', 'processedAt', now,
-      'attempts', '1')
-    call('PEXPIREAT', KEYS[3], event_expiry)
-    call('SET', KEYS[4], '1', 'PXAT', dedup_expiry)
-  end
-  template_user, template_type = user, kind
-  if call('COPY', KEYS[3], event_key) == 0 then
+  set_templates(user, kind, ARGV[seqs + i])
+  if call('COPY', event_template, event_key) == 0 then
     return false
   end
-  if call('COPY', KEYS[4], KEYS[dedup_keys + i]) == 0 then
+  if call('COPY', dedup_template, KEYS[dedup_keys + i]) == 0 then
     call('DEL', event_key)
     return false
   end
@@ -480,59 +490,90 @@ local function apply_group(g, first, count, order_key, has_next, gaps, argument,
   end
 end
 
+-- Takes back what was written for entries first..last of a group whose list is not dense after all. `length` is
+-- what RPUSH answered, nil if nothing was pushed.
+local function take_back(order_key, first, last, length)
+  if type(length) == 'number' then
+    call('LTRIM', order_key, 0, first - last - 2)
+  elseif length then
+    wrong_type(length)
+  end
+  for i = first, last do
+    call('DEL', KEYS[event_keys + i], KEYS[dedup_keys + i])
+  end
+end
+
 -- Writes a group of ordinary entries whose list is dense. Answers false if that cannot be; nothing is written then.
-local function apply_dense(first, count, order_key)
+local function apply_dense(first, last, order_key)
   local user = sub(order_key, user_at)
-  local last = first + count - 1
   local i = first
   while i <= last and write_copy(i, user) do
     i = i + 1
   end
+  local length
   if i > last then
-    local seq, length = ARGV[seqs + last]
-    if count == 1 then
-      length = try('RPUSH', order_key, seq)
-    else
-      length = try('RPUSH', order_key, unpack(ARGV, seqs + first, seqs + last))
-    end
-    if not wrong_type(length) then
-      if seq - length == 0 then
-        return true
-      end
-      call('LTRIM', order_key, 0, -count - 1)
+    length = try('RPUSH', order_key, unpack(ARGV, seqs + first, seqs + last))
+    if length == ARGV[seqs + last] + 0 then
+      return true
     end
   end
-  for j = first, i - 1 do
-    call('DEL', KEYS[event_keys + j], KEYS[dedup_keys + j])
-  end
+  take_back(order_key, first, i - 1, length)
   return false
 end
 
 local first, argument, shapes = 1, seqs + 1 + entries + loose + letters, ARGV[25]
 local may_be_dense = order_max_len == 0 and not again
-local shapes_at_once = 100 -- read by one call
-for from = 0, groups - 1, shapes_at_once do
-  local to = math.min(from + shapes_at_once, groups)
-  local bytes = {byte(shapes, 2 * from + 1, 2 * to)}
-  for g = from, to - 1 do
-    local at = 2 * (g - from)
-    local shape = 256 * bytes[at + 1] + bytes[at + 2]
-    local flags = shape % 4
-    local count = (shape - flags) / 4
-    local order_key = KEYS[group_keys + 1]
-    if flags % 2 == 1 then
-      local gaps = tonumber(ARGV[argument + 1])
-      apply_group(g, first, count, order_key, ARGV[argument] == '1', gaps, argument + 2, KEYS[group_keys + 2],
-        KEYS[group_keys + 3])
-      argument = argument + 2 + 3 * gaps
-      group_keys = group_keys + (gaps > 0 and 3 or 2)
-    else
-      if not (flags == 2 and may_be_dense and count <= max_arguments and apply_dense(first, count, order_key)) then
-        apply_group(g, first, count, order_key, false, 0)
+local single = may_be_dense and 6 -- shape of one ordinary entry of a dense list
+local at_once, kinds, kinds_from, kinds_to = 100, nil, 1, 0 -- how many shapes or types are read by one call
+for from = 0, groups - 1, at_once do
+  local bytes = {byte(shapes, 2 * from + 1, 2 * math.min(from + at_once, groups))}
+  for at = 1, #bytes, 2 do
+    local shape, order_key = 256 * bytes[at] + bytes[at + 1], KEYS[group_keys + 1]
+    local done = false
+    if shape == single then -- the rule; the same as apply_dense
+      if first > kinds_to then
+        kinds_from, kinds_to = first, first + at_once - 1
+        kinds = {byte(types, 2 * kinds_from - 1, 2 * kinds_to)}
       end
-      group_keys = group_keys + 1
+      local k = 2 * (first - kinds_from)
+      local user, seq, event_key = sub(order_key, user_at), ARGV[seqs + first], KEYS[event_keys + first]
+      local kind = ARGV[28 + 256 * kinds[k + 1] + kinds[k + 2]]
+      if #user <= short and #kind <= short then
+        set_templates(user, kind, seq)
+        if call('COPY', event_template, event_key) == 1 then
+          if call('COPY', dedup_template, KEYS[dedup_keys + first]) == 1 then
+            local length = try('RPUSH', order_key, seq)
+            if length == seq + 0 then
+              done = true
+            else
+              take_back(order_key, first, first, length)
+            end
+          else
+            call('DEL', event_key)
+          end
+        end
+      end
     end
-    first = first + count
+    if done then
+      first, group_keys = first + 1, group_keys + 1
+    else
+      local g, flags = from + (at - 1) / 2, shape % 4
+      local count = (shape - flags) / 4
+      if flags % 2 == 1 then
+        local gaps = tonumber(ARGV[argument + 1])
+        apply_group(g, first, count, order_key, ARGV[argument] == '1', gaps, argument + 2, KEYS[group_keys + 2],
+          KEYS[group_keys + 3])
+        argument = argument + 2 + 3 * gaps
+        group_keys = group_keys + (gaps > 0 and 3 or 2)
+      else
+        local tried = flags == 2 and may_be_dense and count <= max_arguments
+        if not tried or not apply_dense(first, first + count - 1, order_key) then
+          apply_group(g, first, count, order_key, false, 0)
+        end
+        group_keys = group_keys + 1
+      end
+      first = first + count
+    end
   end
 end
 
@@ -578,7 +619,7 @@ for from = 1, locks, max_arguments do
 end
 
 if template_user or again then
-  call('DEL', KEYS[3], KEYS[4])
+  call('DEL', event_template, dedup_template)
 end
 
 local text = format('%.0f', floor)
