@@ -3,7 +3,7 @@
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ("_reorder", "_entry", "_intake", "store/_encode")
+MODULES = ("_reorder", "_entry", "_intake", "_run", "store/_encode")
 
 setup(
     ext_modules=cythonize(

@@ -36,4 +36,5 @@ cdef class UserEffects:
     cdef public list entries
 
 
+cpdef event_of(Entry entry, partition)
 cpdef bint is_ordinary(Entry entry)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
-from eventproc._entry import event_of
+from eventproc._run import BatchRun
 from eventproc.clock import Clock
 from eventproc.effects import Entry
 from eventproc.errors import HandlerLoadError, Reject
@@ -75,7 +75,7 @@ def load_handler(settings: Settings, clock: Clock) -> Handler:
     """Import `settings.handler`; the current folder is importable. Raises HandlerLoadError."""
     path = settings.handler
     if path == BUILT_IN:
-        return simulate(clock, settings.processing_delay_ms, settings.simulate_runs_dir)
+        return simulate(clock, settings.processing_delay_ms, settings.simulate_runs_dir).__call__
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
         raise HandlerLoadError(f"handler {path!r} must have the form package.module:callable")
@@ -160,44 +160,30 @@ class Runner:
 
         No entry is begun once RUN_SLICE_MS have passed, but the first is.
         """
-        handler = self._handler
-        partition = self._partition
-        monotonic_ms = self._clock.monotonic_ms
-        mark = self._mark
-        outcomes: list[Outcome] = []
-        done = outcomes.append
-        broken: set[str | int] = set()
-        until_ms = 0
-        for entry in entries:
-            if broken and entry.lane in broken:
-                done(NOT_RUN)
-                continue
-            if entry.passed:
-                done(None)
-                continue
-            now_ms = monotonic_ms()
-            if not until_ms:
-                until_ms = now_ms + RUN_SLICE_MS
-            elif now_ms > until_ms:
-                done(NOT_RUN)
-                broken.add(entry.lane)
-                continue
-            mark(now_ms, entry.offset)
+        run = BatchRun(
+            self._handler,
+            entries,
+            self._partition,
+            self._clock.monotonic_ms,
+            self._mark,
+            RUN_SLICE_MS,
+            NOT_RUN,
+            _refuse_awaitable,
+        )
+        while len(run.outcomes) < len(entries):
             try:
-                returned = handler(event_of(entry, partition))
+                run.go_on()
             except BaseException as error:  # SystemExit too: the handler's end is not the worker's
-                broken.add(entry.lane)
                 if isinstance(error, MemoryError):
                     traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
-                done(error)
-            else:
-                if returned is not None and inspect.isawaitable(returned):
-                    broken.add(entry.lane)
-                    done(never_awaited(returned))
-                else:
-                    done(None)
-        mark(0, -1)
-        return outcomes
+                run.failed(error)
+        self._mark(0, -1)
+        return run.outcomes
+
+
+def _refuse_awaitable(returned: object) -> None:
+    if inspect.isawaitable(returned):
+        raise never_awaited(returned)
 
 
 def never_awaited(returned: object) -> TypeError:

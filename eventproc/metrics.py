@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from eventproc._run import Mark
 from eventproc.effects import GapReason, Reason
 from eventproc.errors import ConfigError
 from eventproc.settings import MAX_CONCURRENCY
@@ -254,10 +255,12 @@ _LAYOUT = zlib.crc32(repr((METRICS, STATES, _PAGE_BYTES)).encode())
 class Page:
     """The words of one partition (or of the deployment). Get it from a `Board`."""
 
-    __slots__ = ("_words",)
+    __slots__ = ("_words", "running")
 
     def __init__(self, words: memoryview) -> None:
         self._words = words
+        #: Of the handler that runs in the worker's own loop.
+        self.running = Mark(words[_RUNNING_SINCE : _RUNNING_OFFSET + 1])
 
     # metrics
 
@@ -316,11 +319,6 @@ class Page:
         """Progress was made (a batch, or an idle poll)."""
         self._words[_LAST_BEAT] = now_ms
         self._words[_PROGRESS] += 1
-
-    def running(self, since_ms: int, offset: int = -1) -> None:
-        """A handler runs since then, on the record at `offset`; 0: none does."""
-        self._words[_RUNNING_OFFSET] = offset
-        self._words[_RUNNING_SINCE] = since_ms
 
     def task(self, slot: int, since_ms: int, offset: int = -1) -> None:
         """The same for one of many async handlers, each of which has a slot while it runs."""
@@ -447,6 +445,7 @@ class Page:
 
     def release(self) -> None:
         """Let go of the memory; done by `Board.close`."""
+        self.running.release()
         self._words.release()
 
 

@@ -214,7 +214,9 @@ class Settings(BaseModel):
     worker_memory_max_bytes: Annotated[Int, Field(ge=0, le=2**50)] = Field(
         default=0, description="memory that a worker may allocate, bytes (Linux); 0: no limit"
     )
-    worker_nice: Annotated[Int, Field(ge=0, le=19)] = Field(default=5, description="niceness of the workers")
+    worker_nice: Annotated[Int, Field(ge=0, le=19)] = Field(
+        default=10, description="niceness of the workers, so that a Redis on the same host goes first"
+    )
     runtime_dir: str = Field(
         default="", description="folder of the control socket; empty: $XDG_RUNTIME_DIR or /tmp"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -190,6 +191,22 @@ def die_with_parent(expected_ppid: int, sig: signal.Signals = signal.SIGKILL) ->
         threading.Thread(target=_watch_parent, args=(expected_ppid, sig), daemon=True).start()
     if os.getppid() != expected_ppid:
         os._exit(1)
+
+
+_AUTOGROUP = Path("/proc/self/autogroup")
+
+
+def give_session_way(autogroup: Path = _AUTOGROUP) -> bool:
+    """Give the session of this process, which it has for itself, its niceness; False: try again later.
+
+    Unless autogroups are switched off, Linux shares the processors among sessions, and niceness counts only
+    within one of them (sched(7)). Of those who are not root the kernel takes one such change in 100 ms.
+    """
+    try:
+        autogroup.write_text(str(os.nice(0)))
+    except OSError as error:
+        return error.errno != errno.EAGAIN  # else there are no autogroups
+    return True
 
 
 def parent_of(identity: str) -> int:

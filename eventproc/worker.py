@@ -141,6 +141,7 @@ class Worker:
         self._looped_ms = 0
         self._handlers_ms = 0  # time spent in handlers so far
         self._commits = -1
+        self._gives_way = False
         self._redis_errors = self._kafka_errors = 0  # counted so far
 
     def stop(self) -> None:
@@ -495,6 +496,7 @@ class Worker:
 
     def _publish(self, now_ms: int) -> None:
         self._published_ms = now_ms
+        self._gives_way = self._gives_way or spawn.give_session_way()
         page, pipeline, buffer = self._page, self.pipeline, self.pipeline.buffer
         if page.resumed != page.resumes:
             page.resumed = page.resumes

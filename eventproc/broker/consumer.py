@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: One partition per process, eight processes per host: small local queues, refilled early.
+#: One partition per process, eight processes per host: small local queues, refilled early. Two reads are kept
+#: ahead: more would be unpacked while the first events wait, and be out of the processor's cache when read.
 _DEFAULTS: dict[str, Any] = {
     "queued.max.messages.kbytes": 16_384,
-    "queued.min.messages": 20_000,
-    "fetch.queue.backoff.ms": 5,
+    "queued.min.messages": 2_000,
+    "fetch.queue.backoff.ms": 20,
     "fetch.wait.max.ms": 100,
     "fetch.min.bytes": 1,
     "fetch.error.backoff.ms": 100,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from eventproc.broker.reading import TopicReader
 from eventproc.workload import Workload
 from tests.integration.conftest import BrokerUnderTest
 from tests.integration.deployment import Deployment, headers_of
+from tests.integration.supervised import wait_for
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(180)
@@ -151,3 +154,19 @@ def test_two_deployments_on_one_redis_are_kept_apart_by_their_prefix(
         assert one.stop() == 0
     finally:
         two.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel has no autogroups")
+def test_workers_give_way_to_other_sessions(deployment: Deployment) -> None:
+    """Niceness alone counts for nothing between sessions, and a Redis on this host has one of its own."""
+    deployment.choose(worker_nice=7)
+    deployment.start()
+    own = os.nice(0)
+    for worker in deployment.status()["workers"]:
+        assert os.getpriority(os.PRIO_PROCESS, worker["pid"]) == own + 7
+        autogroup = Path(f"/proc/{worker['pid']}/autogroup")
+        wait_for(partial(_reads, autogroup, f"nice {own + 7}\n"), 30, str(autogroup))
+
+
+def _reads(path: Path, end: str) -> bool:
+    return path.read_text().endswith(end)

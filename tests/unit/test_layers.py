@@ -26,7 +26,7 @@ LAYERS = {
         "logs",
         "marks",
     },
-    "core": {"_reorder", "_entry", "_intake"},
+    "core": {"_reorder", "_entry", "_intake", "_run"},
     "machine": {
         "asides",
         "breaker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -137,3 +138,26 @@ def test_inherited_descriptors_go_no_further(tmp_path: Path) -> None:
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
+
+
+class Refuses:
+    """A file that cannot be written, for the reason `code`."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def write_text(self, text: str) -> None:
+        raise OSError(self._code, "no")
+
+
+def test_a_session_gets_the_niceness_of_its_process(tmp_path: Path) -> None:
+    autogroup = tmp_path / "autogroup"
+    assert spawn.give_session_way(autogroup)
+    assert autogroup.read_text() == str(os.nice(0))
+
+
+@pytest.mark.parametrize(
+    ("code", "settled"), [(errno.EAGAIN, False), (errno.ENOENT, True), (errno.EPERM, True)]
+)
+def test_a_session_whose_niceness_was_changed_just_now_is_tried_again(code: int, settled: bool) -> None:
+    assert spawn.give_session_way(Refuses(code)) is settled  # type: ignore[arg-type]
