@@ -135,6 +135,9 @@ def take_ids(entries: list[Entry], at: int, ids: dict[str, Entry], now_ms: int, 
 def free_ids(entries: list[Entry], ids: dict[str, Entry]) -> None:
     """The ids of these are under way no more."""
 
+def all_sequenced(entries: list[Entry]) -> bool:
+    """Whether none of these is unsequenced."""
+
 def grant(entries: list[Entry], verdicts: list[int], at: int, now_ms: int, expiry_ms: int) -> int:
     """Note the lock of each granted entry from `at` on; stops at another verdict."""
 

@@ -170,6 +170,14 @@ def free_ids(list entries not None, dict ids not None):
             PyDict_DelItem(ids, entry.id)
 
 
+def all_sequenced(list entries not None):
+    cdef Py_ssize_t i
+    for i in range(PyList_GET_SIZE(entries)):
+        if not _at(entries, i).seq:
+            return False
+    return True
+
+
 def grant(
     list entries not None, list verdicts not None, Py_ssize_t at, int64_t now_ms, int64_t expiry_ms
 ):

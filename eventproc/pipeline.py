@@ -20,7 +20,7 @@ from functools import partial
 from operator import attrgetter
 from random import Random
 
-from eventproc._entry import grant, oldest_grant, take_outcomes
+from eventproc._entry import all_sequenced, grant, oldest_grant, take_outcomes
 from eventproc._reorder import Arrivals, ReorderBuffer
 from eventproc.asides import Asides
 from eventproc.breaker import Breaker
@@ -418,6 +418,9 @@ class Pipeline:
         """For their locks, or only for their turn where ownership is the lock."""
         if self._by_event:
             self._waiting.extend(entries)
+            return
+        if all_sequenced(entries):
+            self._lanes.enter_all(entries)
             return
         for entry in entries:
             if entry.seq:
