@@ -244,9 +244,10 @@ class Deployment:
         """End offset of each partition; DependencyError when the embedded broker has dropped anything."""
         topic = self.settings.kafka_topic
         with Admin(self.settings) as admin:
+            committed = admin.committed(topic, self.settings.kafka_group_id)
             marks = admin.watermarks(topic)
         for partition, (low, _high) in marks.items():
-            check_not_dropped(low, topic, partition)
+            check_not_dropped(low, committed[partition], topic, partition)
         return {partition: high for partition, (_low, high) in marks.items()}
 
     def wait_processed(self, events: int, poll_s: float = _POLL_S) -> None:

@@ -22,7 +22,7 @@ import redis
 
 from benchmarks.conftest import Figures
 from benchmarks.deployment import PARTITIONS, SMOKE, Deployment
-from benchmarks.test_latency import LINGER_MS, RATE_PER_S, OpenLoop, workload, write_to
+from benchmarks.test_latency import LIGHT, OpenLoop, workload, write_to
 from eventproc.broker.producer import EventProducer
 from tests.integration.conftest import broker_of
 from tests.integration.deployment import Deployment as OnKafka
@@ -81,14 +81,15 @@ def kill_round(kills: int) -> list[float]:
         topic = deployment.settings.kafka_topic
         client = redis.Redis.from_url(deployment.settings.redis_url.get_secret_value())
         with deployment.open_ledger() as ledger, client:
-            producer = EventProducer(deployment.settings, linger_ms=LINGER_MS, on_acked=write_to(ledger))
+            settings, on_acked = deployment.settings, write_to(ledger)
+            producer = EventProducer(settings, linger_ms=LIGHT.linger_ms, on_acked=on_acked)
             loop = OpenLoop(deployment, producer)
             over = threading.Event()
-            work = workload(int(RATE_PER_S * seconds), "kills")
+            work = workload(int(LIGHT.rate_per_s * seconds), "kills", LIGHT.rate_per_s)
             load = threading.Thread(target=loop.send, args=(work,), kwargs={"timed": False, "stop": over})
             load.start()
             try:
-                deployment.wait_processed(RATE_PER_S)
+                deployment.wait_processed(LIGHT.rate_per_s)
                 for number in range(kills):
                     partition = number % PARTITIONS
                     pid = deployment.status()["workers"][partition]["pid"]

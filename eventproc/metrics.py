@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -283,21 +283,15 @@ class Page:
     def observe(self, metric: Histogram, values: Iterable[float]) -> None:
         """Add a batch of values to a histogram; about 0.1 us each."""
         ordered = sorted(values)
-        n = len(ordered)
-        words = self._words
-        word = _WORD[metric, ""]
-        below = 0
-        for bound in _METRIC[metric].buckets:
-            if below == n:
-                break
-            upto = bisect_right(ordered, bound, below)
-            if upto > below:
-                words[word] += upto - below
-                below = upto
-            word += 1
-        if below < n:
-            words[word] += n - below
-        words[_WORD[metric, ""] + len(_METRIC[metric].buckets) + 1] += round(sum(ordered) * _SUM_SCALE)
+        bounds = _METRIC[metric].buckets
+        words, first = self._words, _WORD[metric, ""]
+        n, below = len(ordered), 0
+        while below < n:
+            bucket = bisect_left(bounds, ordered[below])
+            upto = bisect_right(ordered, bounds[bucket], below) if bucket < len(bounds) else n
+            words[first + bucket] += upto - below
+            below = upto
+        words[first + len(bounds) + 1] += round(sum(ordered) * _SUM_SCALE)
 
     def distribution(self, metric: Histogram) -> Distribution:
         """Return a histogram as it stands."""

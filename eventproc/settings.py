@@ -75,6 +75,11 @@ class Settings(BaseModel):
         le=32767,
         description="replicas of a topic that is created; -1: the broker's default",
     )
+    embedded_keep_records: Int = Field(
+        default=2000,
+        ge=0,
+        description="processed records of a partition that the embedded broker keeps; 0: all",
+    )
     partitions: str = Field(default="all", description="partitions to own: all, or a list such as 0,1,4-7")
 
     # Redis

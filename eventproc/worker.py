@@ -40,6 +40,7 @@ from eventproc.effects import (
     Release,
     Renew,
     Renewed,
+    Request,
     Run,
     Seek,
     StoreReply,
@@ -218,41 +219,47 @@ class Worker:
     def _turn(self) -> None:
         now_ms = self._clock.monotonic_ms()
         self._watch(now_ms)
-        busy = self._advance(now_ms)
+        again = self._advance(now_ms)
         self._fetch_offsets(now_ms)
-        busy |= self._take_deliveries()
-        busy |= self._take_end()
-        busy |= self._take_ended()
+        again |= self._take_deliveries()
+        again |= self._take_end()
+        again |= self._take_ended()
         tasks = self._tasks is not None and self._tasks.under_way > 0
-        at_once = busy or tasks or self._channel.pending
-        if self._take_records(0 if at_once else self._idle_wait_ms(now_ms)):
-            busy = self._advance(self._clock.monotonic_ms())
+        at_once = again or tasks or self._channel.pending
+        count = self._take_records(0 if at_once else self._idle_wait_ms(now_ms))
+        if count:
+            again |= self._advance(self._clock.monotonic_ms())
+            # behind so many there are more, to be made ready while Redis works
+            again |= count == CONSUME_RECORDS and self.pipeline.wants_records
         if tasks:
-            busy |= self._take_replies(0)
-            if not busy:
+            if not self._take_replies(0) and not again:
                 self._await_task()
         else:
             # nothing but a reply is of use while no records are wanted; the socket ends the wait
             wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
-            self._take_replies(0 if busy else wait_ms)
+            self._take_replies(0 if again else wait_ms)
         now_ms = self._clock.monotonic_ms()
         self._page.beat(now_ms)
         if now_ms - self._published_ms >= PUBLISH_MS:
             self._publish(now_ms)
 
     def _advance(self, now_ms: int) -> bool:
-        """Carry out what the pipeline asks for; whether there was anything.
+        """Carry out what the pipeline asks for; whether there is more to do at once.
 
-        After a run once more: what it led to is on its way to Redis before anything is waited for.
+        After a run once more: what it led to is on its way to Redis before anything is waited for. All but a
+        run is waited for.
         """
-        requests = self.pipeline.step(now_ms)
+        ran = self._carry_out_all(self.pipeline.step(now_ms))
+        if ran:
+            ran = self._carry_out_all(self.pipeline.step(self._clock.monotonic_ms()))
+        self._channel.flush()
+        return ran and self._tasks is None
+
+    def _carry_out_all(self, requests: list[Request]) -> bool:
+        """Whether handlers were run."""
         for request in requests:
             self._carry_out(request)
-        if requests and isinstance(requests[-1], Run):  # it is always the last
-            for request in self.pipeline.step(self._clock.monotonic_ms()):
-                self._carry_out(request)
-        self._channel.flush()
-        return bool(requests)
+        return bool(requests) and isinstance(requests[-1], Run)  # it is always the last
 
     def _watch(self, now_ms: int) -> None:
         """Time in which this process, Redis or Kafka stood still does not count (CONTRACT 4.2)."""
@@ -283,20 +290,21 @@ class Worker:
         due_ms = self.pipeline.next_deadline_ms()
         return max(0, min(IDLE_WAIT_MS, due_ms - now_ms)) if due_ms >= 0 else IDLE_WAIT_MS
 
-    def _take_records(self, wait_ms: int) -> bool:
+    def _take_records(self, wait_ms: int) -> int:
+        """How many have come."""
         if not self._may_consume():
-            return False
+            return 0
         if not self.pipeline.wants_records and self._channel.pending:
             wait_ms = 0
         records = self._consumer.consume(CONSUME_RECORDS, wait_ms / 1000)
         if not self.pipeline.owned or self.pipeline.draining:
-            return False
+            return 0
         now_ms = self._clock.monotonic_ms()
         if records:
             self.pipeline.on_records(records, now_ms)  # type: ignore[arg-type]
         if self._consumer.position > self.pipeline.buffer.position:
             self.pipeline.on_position(self._consumer.position)
-        return bool(records)
+        return len(records)
 
     def _may_consume(self) -> bool:
         """Whether to call the consumer: while records are wanted, or once fetching is paused.

@@ -119,7 +119,7 @@ class PartitionConsumer:
             raise self._explain(found.error, "reading the committed offset of")
         self.down = False
         if low > 0 and self._is_embedded(timeout_s):
-            check_not_dropped(low, self._topic, self._partition)
+            check_not_dropped(low, found.offset, self._topic, self._partition)
         return Offsets(low, high, found.offset if found.offset >= 0 else -1)
 
     def _is_embedded(self, timeout_s: float) -> bool:

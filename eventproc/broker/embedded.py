@@ -2,7 +2,8 @@
 
 For trying out and for tests; nothing outlives it. Its limits: a partition keeps 5 MiB or 100,000 message
 sets and silently drops the oldest above that (`check_not_dropped`); topics cannot be created through the
-protocol; a fetch gets one message set, and an empty one waits its full time even when data arrives.
+protocol; a fetch gets one message set, and an empty one waits its full time even when data arrives. It goes
+through all that a partition keeps for every fetch, so what the group has committed is deleted (`Retention`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from eventproc.clock import Clock, SystemClock
 from eventproc.errors import ConfigError, DependencyError
@@ -29,6 +33,8 @@ from eventproc.spawn import die_with_parent
 PARTITION_MAX_BYTES = 5 * 1024 * 1024
 #: librdkafka properties that suit a client of the embedded broker; for `Settings.kafka_config`.
 CLIENT_CONFIG: dict[str, str] = {"fetch.wait.max.ms": "10"}
+_RETENTION_EVERY_MS = 1000
+_COMMITTED_TIMEOUT_S = 1.0
 _CLUSTER_ID = re.compile(r"^mockCluster")
 _START_TIMEOUT_MS = 60_000  # of a machine that has much else to do
 _REPLY_TIMEOUT_MS = 30_000
@@ -36,15 +42,16 @@ _RD_KAFKA_PRODUCER = 0
 _TOPIC = re.compile(r"^([A-Za-z0-9._-]{1,249}):([1-9][0-9]{0,4})$")
 
 
-def check_not_dropped(low: int, topic: str, partition: int) -> None:
-    """Raise DependencyError when an embedded broker has thrown away records.
+def check_not_dropped(low: int, committed: int, topic: str, partition: int) -> None:
+    """Raise DependencyError when an embedded broker has thrown away records that are still to be read.
 
-    `low` is the partition's low watermark. The embedded broker has no retention, so that anything above 0
-    means loss; on a real Kafka it does not, so call this only for an embedded one.
+    `low` is the partition's low watermark, `committed` the group's offset, -1 if it has none. On a real Kafka
+    that may be retention's doing, so call this only for an embedded one.
     """
-    if low > 0:
+    if low > max(0, committed):
         raise DependencyError(
-            f"the embedded broker has dropped the first {low} records of {topic}/{partition}: it keeps at "
+            f"the embedded broker has dropped the first {low} records of {topic}/{partition}, of which the "
+            f"workers have read {max(0, committed)}: it keeps at "
             f"most {PARTITION_MAX_BYTES // 1024 // 1024} MiB of compressed records a partition, read or "
             f"not. Produce fewer or smaller events, or use a real Kafka (kafka_bootstrap_servers)"
         )
@@ -56,14 +63,21 @@ def is_embedded(cluster_id: str | None) -> bool:
 
 
 class EmbeddedBroker(ServerProcess):
-    """Starts the broker's process and holds it. `topics` maps names to partition counts."""
+    """Starts the broker's process and holds it. `topics` maps names to partition counts.
+
+    What `group` has committed is deleted, but for the last `keep_records` of a partition (0: all are kept).
+    """
 
     _program = "eventproc.broker.embedded"
 
-    def __init__(self, topics: Mapping[str, int], clock: Clock | None = None) -> None:
+    def __init__(
+        self, topics: Mapping[str, int], clock: Clock | None = None, *, group: str = "", keep_records: int = 0
+    ) -> None:
         super().__init__("broker")
         self.bootstrap_servers = ""
         self._topics = dict(topics)
+        self._group = group
+        self._keep_records = keep_records
         self._clock = clock or SystemClock()
         self._owed = 0  # answers that have not come yet
         self._read = b""  # of the next one
@@ -76,6 +90,7 @@ class EmbeddedBroker(ServerProcess):
     def start(self) -> Self:
         command = [sys.executable, "-m", self._program, "--parent", str(os.getpid())]
         command += ["--topics", ",".join(f"{name}:{count}" for name, count in self._topics.items())]
+        command += ["--group", self._group, "--keep-records", str(self._keep_records)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -178,6 +193,7 @@ class MockCluster:
     """Mock brokers in this process: one, or several that share the partitions."""
 
     def __init__(self, brokers: int = 1) -> None:
+        self.topics: dict[str, int] = {}  # partitions of each
         self._library = library = _library()
         for name, result, arguments in (
             ("rd_kafka_conf_new", ctypes.c_void_p, []),
@@ -222,6 +238,49 @@ class MockCluster:
         code = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
         if code != 0:
             raise ConfigError(f"topic {name}: {self._library.rd_kafka_err2str(code).decode()}")
+        self.topics[name] = partitions
+
+    def delete_records(self, topic: str, partition: int, before: int) -> None:
+        """Delete what lies below an offset; nothing with a librdkafka that is older than this function."""
+        delete = getattr(self._library, "rd_kafka_mock_partition_delete_records", None)
+        if delete is not None:
+            delete.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int64]
+            delete(self._cluster, topic.encode(), partition, before)
+
+
+class Retention:
+    """Deletes what a group has committed, but for the last `keep_records` of each partition."""
+
+    def __init__(self, cluster: MockCluster, group: str, keep_records: int) -> None:
+        self._cluster = cluster
+        self._keep_records = keep_records
+        self._deleted: dict[tuple[str, int], int] = {}  # up to which offset
+        config = {"bootstrap.servers": cluster.bootstrap_servers, "group.id": group, "log_level": 0}
+        self._consumer = Consumer(config)
+
+    def apply(self) -> None:
+        """Look once. A cluster that does not answer is asked again the next time."""
+        partitions = [
+            TopicPartition(topic, number)
+            for topic, count in self._cluster.topics.items()
+            for number in range(count)
+        ]
+        try:
+            found = self._consumer.committed(partitions, _COMMITTED_TIMEOUT_S)
+        except KafkaException:
+            return
+        for it in found:
+            before = it.offset - self._keep_records
+            place = (it.topic, it.partition)
+            if it.error is None and before >= self._deleted.get(place, 0) + self._keep_records // 10:
+                self._cluster.delete_records(*place, before)
+                self._deleted[place] = before
+
+    def run(self, clock: Clock) -> None:
+        """For ever."""
+        while True:
+            clock.sleep_ms(_RETENTION_EVERY_MS)
+            self.apply()
 
 
 def _parse_topic(text: str) -> tuple[str, int]:
@@ -236,6 +295,10 @@ def main(argv: list[str] | None = None, make: Callable[[], MockCluster] = MockCl
     parser = argparse.ArgumentParser(prog="python -m eventproc.broker.embedded", description=__doc__)
     parser.add_argument("--topics", default="", help="<name>:<partitions>[,…]")
     parser.add_argument("--parent", type=int, help="pid of the process to die with")
+    parser.add_argument("--group", default="", help="delete what this group has committed")
+    parser.add_argument(
+        "--keep-records", type=int, default=0, help="but for so many of a partition; 0: keep all"
+    )
     options = parser.parse_args(argv)
     if options.parent is not None:
         die_with_parent(options.parent)
@@ -247,6 +310,9 @@ def main(argv: list[str] | None = None, make: Callable[[], MockCluster] = MockCl
     except (ConfigError, DependencyError) as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    if options.group and options.keep_records:
+        retention = Retention(cluster, options.group, options.keep_records)
+        threading.Thread(target=retention.run, args=(SystemClock(),), name="retention", daemon=True).start()
     print(f"ready {cluster.bootstrap_servers}", flush=True)
     _serve(cluster, sys.stdin.buffer)
     return 0

@@ -50,7 +50,9 @@ def start_embedded(settings: Settings) -> tuple[dict[str, Server], Settings]:
     from eventproc.store.embedded import EmbeddedRedis
 
     topics = dict.fromkeys((settings.kafka_topic, settings.dlq_topic), settings.topic_partitions)
-    broker = EmbeddedBroker(topics).start()
+    broker = EmbeddedBroker(
+        topics, group=settings.kafka_group_id, keep_records=settings.embedded_keep_records
+    ).start()
     try:
         redis = EmbeddedRedis().start()
     except BaseException:

@@ -96,7 +96,7 @@ def produce(
     finally:
         if writer is not None:
             writer.close()
-    _check_kept(settings, start, marks)
+    _check_kept(settings, start, marks, posted=api is not None)
     return result
 
 
@@ -224,13 +224,25 @@ def _watermarks(settings: Settings) -> dict[int, tuple[int, int]]:
         return admin.watermarks(settings.kafka_topic)
 
 
-def _check_kept(settings: Settings, start: dict[int, int], marks: dict[int, tuple[int, int]]) -> None:
-    """Records of this run must still be in the log; the embedded broker drops them silently."""
+def _check_kept(
+    settings: Settings, start: dict[int, int], marks: dict[int, tuple[int, int]], *, posted: bool
+) -> None:
+    """Records of this run must still be in the log, or be read; the embedded broker drops them silently.
+
+    Those that were posted are looked up there.
+    """
     with Admin(settings) as admin:
         embedded = is_embedded(admin.metadata().cluster_id)
+        committed = admin.committed(settings.kafka_topic, settings.kafka_group_id) if embedded else {}
     for number, (low, _high) in marks.items():
         if embedded:
-            check_not_dropped(low, settings.kafka_topic, number)
+            check_not_dropped(low, committed.get(number, -1), settings.kafka_topic, number)
+            if posted and low > start.get(number, 0):
+                raise DependencyError(
+                    f"the embedded broker has let go of {settings.kafka_topic}/{number} up to offset {low} "
+                    "while events were posted, which are looked up there: start it with "
+                    "embedded_keep_records=0"
+                )
         elif low > start.get(number, 0):
             raise DependencyError(
                 f"{settings.kafka_topic}/{number} lost the records up to offset {low} while they were "

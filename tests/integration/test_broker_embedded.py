@@ -8,9 +8,15 @@ import subprocess
 import sys
 
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from eventproc.broker import embedded
-from eventproc.broker.embedded import EmbeddedBroker, check_not_dropped
+from eventproc.broker.embedded import (
+    EmbeddedBroker,
+    MockCluster,
+    Retention,
+    check_not_dropped,
+)
 from eventproc.clock import SystemClock
 from eventproc.errors import ConfigError, DependencyError
 from eventproc.spawn import ProcessIdentity, is_gone
@@ -106,4 +112,39 @@ def test_topic_twice_is_refused() -> None:
 
 
 def test_nothing_dropped_is_no_error() -> None:
-    check_not_dropped(0, "events", 0)
+    check_not_dropped(0, -1, "events", 0)
+    check_not_dropped(7, 7, "events", 0)
+
+
+def test_what_nobody_has_read_is_missed() -> None:
+    with pytest.raises(
+        DependencyError, match="first 7 records of events/0, of which the workers have read 6"
+    ):
+        check_not_dropped(7, 6, "events", 0)
+    with pytest.raises(
+        DependencyError, match="first 7 records of events/0, of which the workers have read 0"
+    ):
+        check_not_dropped(7, -1, "events", 0)
+
+
+def test_what_the_group_has_committed_is_deleted_but_for_the_last_records() -> None:
+    cluster = MockCluster()
+    cluster.create_topic("events", 2)
+    retention = Retention(cluster, "g", 1000)
+    address = {"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0}
+    producer = Producer(address)
+    for _ in range(6000):
+        producer.produce("events", b"x", partition=1)
+    assert producer.flush(30) == 0
+    consumer = Consumer({**address, "group.id": "g"})
+    for committed, low in ((1000, 0), (3000, 2000), (3050, 2000), (4000, 3000)):
+        consumer.commit(offsets=[TopicPartition("events", 1, committed)], asynchronous=False)
+        retention.apply()
+        assert consumer.get_watermark_offsets(TopicPartition("events", 1), 10) == (low, 6000)
+        assert consumer.get_watermark_offsets(TopicPartition("events", 0), 10) == (0, 0)
+    consumer.assign([TopicPartition("events", 1, 3000)])
+    first = consumer.poll(10)
+    assert first is not None
+    assert first.error() is None
+    assert first.offset() == 3000
+    consumer.close()
