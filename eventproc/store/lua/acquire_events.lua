@@ -174,11 +174,17 @@ local plain = true
 local locks = 2 + 2 * count
 local gaps_at = locks + count
 
--- Whether event:<id> or dedup:<id> of an entry exists.
+-- The last entry of the chunk that an entry is in.
+local function end_of_chunk(i)
+  return math.min(i - (i - 1) % chunk + chunk - 1, count)
+end
+
+-- Whether event:<id> or dedup:<id> of an entry exists. `present` are all keys from the first one asked about in a
+-- chunk to its end.
 local checked, present = 0, 0
 local function exists(i)
   if i > checked then
-    checked = math.min(i + chunk - 1, count)
+    checked = end_of_chunk(i)
     present = call('EXISTS', unpack(KEYS, 2 * i + 1, 2 * checked + 2))
   end
   return present > 0 and call('EXISTS', KEYS[2 * i + 1], KEYS[2 * i + 2]) > 0
@@ -188,7 +194,7 @@ end
 local locks_checked, locked = 0, 0
 local function may_be_locked(i)
   if i > locks_checked then
-    locks_checked = math.min(i + chunk - 1, count)
+    locks_checked = end_of_chunk(i)
     locked = call('EXISTS', unpack(KEYS, locks + i, locks + locks_checked))
   end
   return locked > 0
@@ -233,7 +239,7 @@ local function judge(i)
 end
 
 for first = 1, count, chunk do
-  local last = math.min(first + chunk - 1, count)
+  local last = end_of_chunk(first)
   local i = first
   -- the rule: no id of the chunk is known, and every lock is free
   if not with_looks[first] and not exists(first) and present == 0 then

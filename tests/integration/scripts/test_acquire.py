@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -180,6 +181,26 @@ def test_thousands_in_one_call(me: ScriptRunner) -> None:
     acquired = me.acquire(*[entry(i) for i in range(2000)])
     assert acquired.verdicts == [FINAL if i % 7 == 0 else GRANTED for i in range(2000)]
     assert len(acquired.finals) == len(range(0, 2000, 7))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_an_entry_is_judged_alike_wherever_it_stands(me: ScriptRunner, client: Any, seed: int) -> None:
+    rng = Random(seed)
+    verdicts: list[int] = []
+    while len(verdicts) < 200:  # runs of one kind, from less than a chunk to several
+        verdicts += [rng.choice([GRANTED, GRANTED, *Verdict])] * rng.choice([1, 2, 5, 31, 32, 33, 70])
+    other = ScriptRunner(client, owner="other", partition=1)
+    other.claim()
+    other.acquire(*[entry(i) for i, verdict in enumerate(verdicts) if verdict == LOCKED])
+    for i, verdict in enumerate(verdicts):
+        if verdict == FOREIGN:
+            client.lpush(f"event:e{i}", "x")
+    finals = [entry(i, "u", i + 1) for i, verdict in enumerate(verdicts) if verdict in (FINAL, PROCESSED)]
+    lates = [Gap("u", i + 1, i + 1, "timeout") for i, verdict in enumerate(verdicts) if verdict == LATE]
+    me.finalize(group("u", *finals, gaps=lates))
+    looks = (LATE, STALE, PROCESSED)
+    asked = [entry(i, "u", i + 1, look=verdict in looks) for i, verdict in enumerate(verdicts)]
+    assert me.acquire(*asked).verdicts == verdicts
 
 
 @pytest.mark.parametrize("name", ["ü", "'\"\\", "a b\tc", "{x}", "%d%%", "🎉" * 50, "e:1:2"])
