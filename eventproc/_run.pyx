@@ -1,4 +1,4 @@
-"""A sync handler's run over a batch of entries, and the mark that tells what it runs on. Contracts in _run.pyi."""
+"""A sync handler's run over a batch of entries, and the mark of what it runs on. Contracts in _run.pyi."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -54,7 +54,9 @@ cdef class BatchRun:
     cdef int64_t _until_ms
     cdef set _broken
 
-    def __init__(self, handler, list entries not None, partition, monotonic_ms, mark, slice_ms, not_run, check):
+    def __init__(
+        self, handler, list entries not None, partition, monotonic_ms, mark, slice_ms, not_run, check
+    ):
         self.outcomes = []
         self._handler = handler
         self._entries = entries

@@ -25,7 +25,8 @@ def test_nothing_is_lost_doubled_or_reordered_in_a_mix_of_all_faults(tmp_path: P
     seed = int(os.environ.get("EVENTPROC_CHAOS_SEED", "0")) or secrets.randbelow(10**6)
     print(f"seed {seed}")
     report = run(Plan(MINUTES, seed, RATE_PER_S, tmp_path), print)
-    assert not any(it.problems for it in report.rounds), f"seed {seed}, see the output"
+    problems = [problem for it in report.rounds for problem in it.problems]
+    assert not problems, f"seed {seed}\n" + "\n".join(problems)
     assert report.missed == [], json.dumps(report.as_json()["kinds"])
     # how many there are in the time is the machine's affair: a killed Kafka may take a minute to return
     assert min(it.records for it in report.rounds) > RATE_PER_S
