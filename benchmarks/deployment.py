@@ -281,6 +281,11 @@ class Deployment:
         first, *others = [page.distribution(name) for page in self._board.pages()]
         return sum(others, first)
 
+    @property
+    def workers(self) -> list[int]:
+        """Their pids."""
+        return list(self._workers)
+
     def workers_rss(self) -> list[int]:
         """Resident memory of each worker, bytes."""
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._workers]
