@@ -28,6 +28,8 @@ pytestmark = pytest.mark.timeout(900)
 
 SECONDS = 3 if SMOKE else 60
 EVENTS_PER_USER = 10
+#: What the embedded broker keeps of a partition: it looks a fetch up from the head of its log.
+KEEP_RECORDS = 2000
 WARM_UP_EVENTS = 2000
 _FLUSH_TIMEOUT_S = 30.0
 _SAMPLE_S = 0.1
@@ -116,7 +118,7 @@ def test_latency(load: Load, broker: str, benchmark: Any, figures: Figures) -> N
             if reason := why_not():
                 pytest.skip(f"no real Kafka: {reason}")
             kafka = servers.enter_context(KafkaServer())
-        deployment = servers.enter_context(Deployment(kafka=kafka))
+        deployment = servers.enter_context(Deployment(kafka=kafka, embedded_keep_records=KEEP_RECORDS))
         with deployment.open_ledger() as ledger:
             producer = EventProducer(deployment.settings, linger_ms=load.linger_ms, on_acked=write_to(ledger))
             try:

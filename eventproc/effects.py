@@ -214,12 +214,16 @@ class Refusal(IntEnum):
 
 @dataclass(slots=True)
 class Finalized:
-    """`floor` is what was stored. `refused`: index in `entries()` -> why. `foreign`: group index -> key."""
+    """`floor` is what was stored. `refused`: index in `entries()` -> why. `foreign`: group index -> key.
+
+    `not_dense`: indices of groups of which an order list turned out to hold other seqs than it was said to.
+    """
 
     status: Literal["ok", "fenced", "rewound"]
     floor: int = -1
     refused: dict[int, Refusal] = field(default_factory=dict)
     foreign: dict[int, str] = field(default_factory=dict)
+    not_dense: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)

@@ -177,6 +177,7 @@ class Finalizer:
         counts = dict.fromkeys(("processed", "failed", "skipped"), 0)
         applied: list[Entry] = []  # simply processed
         finished: list[str] = []
+        self.sparse.update([request.groups[at].user for at in reply.not_dense])
         if reply.refused or reply.foreign or self._asides:
             others = request.starts()
         else:
@@ -241,6 +242,7 @@ class Finalizer:
         """What came of an entry outside its user's order."""
         if why == Refusal.FOREIGN:
             self._settler.hold(entry)
+            entry.lock_expiry_ms = 0  # the call has dropped it
             self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self.done.append, entry))
             self._asides.name(entry.user, f"a key of {entry.id}", entry.offset)
             return
@@ -287,6 +289,7 @@ class Finalizer:
         self._asides.name(group.user, key)
         for entry in entries:
             self._settler.hold(entry)
+            entry.lock_expiry_ms = 0  # the call has dropped it
         self._asides.refuse(group.user, entries, gaps)
         self._lanes.later(now_ms + FOREIGN_RETRY_MS, partial(self._retry_aside, group.user))
 

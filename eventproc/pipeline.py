@@ -233,7 +233,8 @@ class Pipeline:
 
     def next_deadline_ms(self) -> int:
         """When `step` is due although nothing happens, monotonic; -1 = no such time."""
-        times = [self._lanes.next_due_ms(), -1 if self._paused else self.buffer.next_deadline_ms()]
+        gaps_stand_still = self._paused or self._suspended or self.draining
+        times = [self._lanes.next_due_ms(), -1 if gaps_stand_still else self.buffer.next_deadline_ms()]
         return min((t for t in times if t >= 0), default=-1)
 
     # --- what happens -----------------------------------------------------------------------------
@@ -509,12 +510,13 @@ class Pipeline:
                     self._asides.clear(entry.user, entry.offset)
             if upto == len(entries):
                 break
-            entries[upto].lock_expiry_ms = reply.expiry_ms
             self._not_granted(upto, entries[upto], reply, now_ms)
             at = upto + 1
 
     def _not_granted(self, at: int, entry: Entry, reply: Acquired, now_ms: int) -> None:
         verdict = reply.verdicts[at]
+        locked = self._by_event and verdict in (Verdict.LATE, Verdict.STALE)
+        entry.lock_expiry_ms = reply.expiry_ms if locked else 0
         if verdict == Verdict.FOREIGN:
             self._asides.name(entry.user, reply.foreign.get(at, f"a key of {entry.id}"), entry.offset)
             self._again(entry, now_ms + FOREIGN_RETRY_MS)

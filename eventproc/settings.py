@@ -76,7 +76,7 @@ class Settings(BaseModel):
         description="replicas of a topic that is created; -1: the broker's default",
     )
     embedded_keep_records: Int = Field(
-        default=2000,
+        default=0,
         ge=0,
         description="processed records of a partition that the embedded broker keeps; 0: all",
     )

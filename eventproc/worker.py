@@ -226,7 +226,7 @@ class Worker:
         again |= self._take_ended()
         tasks = self._tasks is not None and self._tasks.under_way > 0
         at_once = again or tasks or self._channel.pending
-        count = self._take_records(0 if at_once else self._idle_wait_ms(now_ms))
+        count = self._take_records(0 if at_once else self._idle_wait_ms())
         if count:
             again |= self._advance(self._clock.monotonic_ms())
             # behind so many there are more, to be made ready while Redis works
@@ -284,11 +284,12 @@ class Worker:
         """Monotonic time without that spent in handlers, in which replies may have waited for us."""
         return self._clock.monotonic_ms() - self._handlers_ms
 
-    def _idle_wait_ms(self, now_ms: int) -> int:
+    def _idle_wait_ms(self) -> int:
         if not self.pipeline.owned or self._producer.pending or self._end_asked_ms >= 0:
             return 5
         due_ms = self.pipeline.next_deadline_ms()
-        return max(0, min(IDLE_WAIT_MS, due_ms - now_ms)) if due_ms >= 0 else IDLE_WAIT_MS
+        left_ms = due_ms - self._clock.monotonic_ms()  # a handler may have run since the turn began
+        return max(0, min(IDLE_WAIT_MS, left_ms)) if due_ms >= 0 else IDLE_WAIT_MS
 
     def _take_records(self, wait_ms: int) -> int:
         """How many have come."""

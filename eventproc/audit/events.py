@@ -200,7 +200,7 @@ class EventJudge:
                 self._letters.expect_none(candidate.name, other, "another copy of it took effect")
         if row is not None:
             self._letters.expect(candidate.name, row.id, candidate.letter, row, reasons, (final.attempts,))
-        elif candidate.all_acknowledged():
+        elif candidate.all_acknowledged() and not self._rules.unknown(final.part, final.off):
             self._report.add(
                 "rewritten",
                 f"{candidate.name} is {final.status} from {final.part}/{final.off}, where it never was",

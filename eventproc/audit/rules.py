@@ -33,10 +33,11 @@ LETTER_FIELDS = ("reason", "attempts", "partition", "offset", "eventId", "userId
 class Rules:
     """One audit's terms.
 
-    `floors`, `baselines` and `lows` by partition. `complete`: the records that are judged are all that the
-    users ever had. `timed`: they carry their producer's own times. `crashed`: workers may have died, so
-    that runs may be repeated. `idle`: nothing may be under way; else only what the floors had passed when the
-    audit began is judged, for what is read of the rest is of different moments.
+    `floors`, `baselines` and `lows` by partition; what lay below a low is known to nobody: Kafka has let
+    go of it, and there is no ledger. `complete`: the records that are judged are all that the users ever
+    had. `timed`: they carry their producer's own times. `crashed`: workers may have died, so that runs
+    may be repeated. `idle`: nothing may be under way; else only what the floors had passed when the audit
+    began is judged, for what is read of the rest is of different moments.
     """
 
     settings: Settings
@@ -49,6 +50,7 @@ class Rules:
     with_runs: bool = False
     floors: dict[int, int] = field(default_factory=dict)
     baselines: dict[int, int] = field(default_factory=dict)
+    lows: dict[int, int] = field(default_factory=dict)
 
     @property
     def fail_flag_tells(self) -> bool:
@@ -67,6 +69,10 @@ class Rules:
     def judged(self, row: Row) -> bool:
         """Whether all that is to be written of the record was there when the audit began."""
         return self.idle or 0 <= row.off < self.floors.get(row.part, 0)
+
+    def unknown(self, part: int, off: int) -> bool:
+        """Whether there may have been a record of which nobody knows any more."""
+        return 0 <= off < self.lows.get(part, 0)
 
     def below_baseline(self, row: Row) -> bool:
         """From before Redis's memory: what became of it is not known."""

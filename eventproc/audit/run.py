@@ -125,6 +125,13 @@ class _Audit:
         rules.idle, rules.crashed, rules.with_runs = idle, crashed, runs is not None
         whole = all(position.low == 0 for position in positions.values())
         rules.timed = book is not None
+        if book is None:
+            rules.lows = {number: position.low for number, position in positions.items() if position.low}
+            report.notes += [
+                f"records below offset {low} of {rules.topic}/{number} are gone from Kafka: they are not "
+                "judged"
+                for number, low in rules.lows.items()
+            ]
 
         list_length = self._gather(book, runs, positions)
         rules.complete = bool(book.end) if book is not None else whole and idle

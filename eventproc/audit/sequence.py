@@ -210,6 +210,7 @@ class UserJudge:
         if (
             in_order
             and not processed
+            and not self._rules.lows  # else it may be another's, of whom nobody knows any more
             and all(c.verdict not in ("", "missing", "expired", "open") for c in candidates)
         ):
             self._add("status", f"{candidates[0].name} is {candidates[0].verdict}, but in order:{self._user}")

@@ -50,10 +50,12 @@ def check_not_dropped(low: int, committed: int, topic: str, partition: int) -> N
     """
     if low > max(0, committed):
         raise DependencyError(
-            f"the embedded broker has dropped the first {low} records of {topic}/{partition}, of which the "
-            f"workers have read {max(0, committed)}: it keeps at "
-            f"most {PARTITION_MAX_BYTES // 1024 // 1024} MiB of compressed records a partition, read or "
-            f"not. Produce fewer or smaller events, or use a real Kafka (kafka_bootstrap_servers)"
+            f"the embedded broker has dropped the first {low} records of {topic}/{partition}, of which "
+            f"this group has processed {max(0, committed)}: it keeps at most "
+            f"{PARTITION_MAX_BYTES // 1024 // 1024} MiB of compressed records a partition, read or not, and "
+            f"of what its own group has processed no more than embedded_keep_records, if that is set. "
+            f"Produce fewer or smaller events, start it with embedded_keep_records=0, or use a real Kafka "
+            f"(kafka_bootstrap_servers)"
         )
 
 
@@ -90,7 +92,7 @@ class EmbeddedBroker(ServerProcess):
     def start(self) -> Self:
         command = [sys.executable, "-m", self._program, "--parent", str(os.getpid())]
         command += ["--topics", ",".join(f"{name}:{count}" for name, count in self._topics.items())]
-        command += ["--group", self._group, "--keep-records", str(self._keep_records)]
+        command += [f"--group={self._group}", f"--keep-records={self._keep_records}"]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -111,7 +111,6 @@ class _Demo:
         self._clock = clock
         self._signals = signals
         self._chosen: dict[str, Any] = {
-            "embedded_keep_records": 0,  # what was posted is looked up in the topic
             "runtime_dir": str(folder),
             "monitor_port": 0,
             "api_port": 0,

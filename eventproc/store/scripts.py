@@ -54,7 +54,7 @@ NAMES = (
     "settle_idempotency_key",
 )
 
-_REFUSED = re.compile(rb"(\d+)(?::(\d),|=(\d+):)")
+_REFUSED = re.compile(rb"(\d+)(?::(\d),|=(\d+):|!,)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +289,8 @@ def _finalized(request: Finalize, reply: Any) -> Finalized:
             at = match.end()
             if match[2]:
                 finalized.refused[int(match[1])] = Refusal(int(match[2]))
+            elif match[3] is None:
+                finalized.not_dense.add(int(match[1]))
             else:
                 length = int(match[3])
                 finalized.foreign[int(match[1])] = text[at : at + length].decode(errors="replace")

@@ -90,13 +90,16 @@ def produce(
         run.carry_out(writer, late_after_ms or settings.gap_timeout_ms + 2000, before_late)
         marks = _watermarks(settings)
         end = {number: high for number, (_low, high) in marks.items()}
+        if api is not None:  # what was posted is looked up in the topic
+            _check_kept(settings, start, marks, posted=True)
         result = run.settle({number: (start.get(number, 0), high) for number, high in end.items()})
         if writer is not None:
             writer.finish(end, interrupted=result.interrupted)
     finally:
         if writer is not None:
             writer.close()
-    _check_kept(settings, start, marks, posted=api is not None)
+    if api is None:
+        _check_kept(settings, start, marks, posted=False)
     return result
 
 

@@ -118,11 +118,11 @@ def test_nothing_dropped_is_no_error() -> None:
 
 def test_what_nobody_has_read_is_missed() -> None:
     with pytest.raises(
-        DependencyError, match="first 7 records of events/0, of which the workers have read 6"
+        DependencyError, match="first 7 records of events/0, of which this group has processed 6"
     ):
         check_not_dropped(7, 6, "events", 0)
     with pytest.raises(
-        DependencyError, match="first 7 records of events/0, of which the workers have read 0"
+        DependencyError, match="first 7 records of events/0, of which this group has processed 0"
     ):
         check_not_dropped(7, -1, "events", 0)
 

@@ -25,7 +25,7 @@ _TESTS = {
     "late": ("unit/test_pipeline_gaps", "what_arrives_below_while_the_closing_is_written_is_late"),
     "behind": ("unit/test_pipeline_gaps", "nothing_closes_before_it_has_read_to_the_end_it_was_told"),
     "stalled": ("unit/test_pipeline_gaps", "a_stall_of_the_process_starts_the_full_timeout_anew"),
-    "signal": ("unit/test_worker_signals", "a_signal_sets_a_flag_and_raises_nothing"),
+    "signal": ("unit/test_worker", "a_signal_sets_a_flag_and_raises_nothing"),
     "locks": ("integration/scripts/test_acquire", "fenced_by_a_newer_epoch_and_by_another_owner"),
     "renews": ("integration/scripts/test_ownership", "renew_and_release_are_fenced"),
     "retry": ("integration/scripts/test_finalize", "same_call_again_writes_nothing_and_answers_the_same"),

@@ -172,6 +172,26 @@ def test_an_unsequenced_event_that_is_refused_holds_the_floor_and_is_written_lat
     assert driver.locks() == []
 
 
+@pytest.mark.parametrize("key", ["order:u", "event:u-1"])
+def test_a_lock_that_another_partition_has_taken_meanwhile_is_left(key: str) -> None:
+    driver = Driver().own()
+    appears_while_running(driver, "u-1", key)
+    driver.send(event("u", 1))
+    assert driver.locks() == []
+    driver.store.command("SET", "inflight:u-1", "events:1:7:other")
+    driver.pass_ms(RETRY_MS)
+    assert driver.locks() == ["u-1"]
+
+
+def test_a_lock_that_was_not_taken_is_left_to_its_owner() -> None:
+    driver = Driver(locking="partition").own()
+    driver.send(event("u", 1))
+    driver.store.command("SET", "inflight:stale", "events:1:7:other")
+    driver.send(event("u", 1, id="stale"))
+    assert driver.status("stale") == "skipped"
+    assert driver.locks() == ["stale"]
+
+
 def test_a_dead_letter_list_of_the_wrong_type_is_named_and_waited_for() -> None:
     driver = Driver().own()
     driver.store.command("SET", "dlq:list", "not ours")

@@ -237,6 +237,7 @@ def test_no_gap_closes_while_redis_or_kafka_is_away_and_the_full_timeout_starts_
     driver.pipeline.suspend()
     driver.pass_ms(10 * TIMEOUT_MS)
     assert driver.asked(FetchEnd) == []
+    assert driver.pipeline.next_deadline_ms() == -1  # nothing to wake up for
     driver.pipeline.resume(driver.clock.now_ms)
     driver.pass_ms(TIMEOUT_MS - 1)
     assert driver.asked(FetchEnd) == []

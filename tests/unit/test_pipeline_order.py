@@ -268,6 +268,19 @@ def test_a_list_without_a_hole_is_said_to_be_dense() -> None:
     assert driver.order("u") == [1, 2, 3, 4, 5]
 
 
+def test_a_list_that_another_partition_writes_to_is_no_longer_said_to_be_dense(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver().own()
+    driver.send(event("u", 1), event("u", 2))
+    driver.store.command("RPUSH", "order:u", 5)  # of a record that was misrouted
+    monkeypatch.setattr(driver, "check_dense", lambda request: None)  # it cannot know
+    for seq in (3, 4, 5, 6):
+        driver.send(event("u", seq))
+    assert not said_to_be_dense(driver)
+    assert driver.order("u") == [1, 2, 5, 6]
+
+
 @pytest.mark.parametrize("why", ["loaded", "next is ahead", "failed", "gap", "final elsewhere"])
 def test_a_list_with_a_hole_is_not(why: str) -> None:
     driver = Driver(max_attempts=1)

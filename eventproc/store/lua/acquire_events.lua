@@ -215,6 +215,8 @@ local function judge(i)
   elseif exists(i) then
     verdict, failure = found(KEYS[2 * i + 1], KEYS[2 * i + 2])
     drop(KEYS[locks + i])
+  elseif seq == '' then
+    verdict = '4' -- it has no place in its user's order
   elseif seq then
     verdict, failure = look(KEYS[gaps_at], tonumber(seq))
   else

@@ -24,7 +24,8 @@
 --
 -- A list is dense if it holds every seq from 1 on, as far as its owner knows. Then its length tells its last seq,
 -- and RPUSH answers the length: no look-up. If the owner was wrong, since another partition has pushed for the
--- user too, what was written for the group is taken back, and done again with every check.
+-- user too, what was written for the group is taken back, and done again with every check. The owner is told, also
+-- when a seq was not pushed, for the list was that far already: it may have the length of a dense one by and by.
 --
 -- KEYS
 --   1   partition:<topic>:<p>
@@ -72,10 +73,10 @@
 --        ('' = no dead letter), id, raw bytes of the record
 -- Returns
 --   {'ok', floor}           everything is applied; this floor is stored (-1 = none)
---   {'ok', floor, refused}  the rest is; refused is a text of `<entry>:<code>,` for each refused entry and
---                           `<group>=<length>:<key>,` for the foreign key of a group, both counted from 0;
---                           entries outside the groups count as groups of their own after them. The same
---                           call again answers the same
+--   {'ok', floor, refused}  the rest is; refused is a text of `<entry>:<code>,` for each refused entry,
+--                           `<group>=<length>:<key>,` for the foreign key of a group and `<group>!,` for a list
+--                           that is not dense, all counted from 0; entries outside the groups count as groups
+--                           of their own after them. The same call again answers the same
 --   {'fenced'}              another owner has the partition; nothing was written
 --   {'rewound'}             Redis has lost our claim or earlier calls; nothing was written
 --   error FOREIGN           the partition key is no hash
@@ -369,6 +370,10 @@ local function write_copy(i, user)
   return true
 end
 
+local function name_not_dense(group)
+  refused[#refused + 1] = group .. '!,'
+end
+
 -- The number that next:<user> holds, 0 if there is none, nil if the key is foreign.
 local function read_next(key)
   local value = try('GET', key)
@@ -429,6 +434,7 @@ local function apply_group(g, first, count, order_key, has_next, gaps, argument,
   end
 
   local from, to = first, first - 1 -- entries to push
+  local behind = false -- a seq is not pushed, for the list is that far already
   for i = first, first + count - 1 do
     local seq, at = tonumber(ARGV[seqs + i]), detail[i]
     local code, status
@@ -473,6 +479,9 @@ local function apply_group(g, first, count, order_key, has_next, gaps, argument,
           from = i
         end
         to, last = i, seq
+      elseif order_max_len == 0 then
+        local mine = again and call('LPOS', order_key, ARGV[seqs + i], 'RANK', '-1', 'MAXLEN', entries)
+        behind = behind or not mine
       end
     elseif seq >= ahead then
       ahead = seq + 1
@@ -480,6 +489,9 @@ local function apply_group(g, first, count, order_key, has_next, gaps, argument,
   end
   if to >= from then
     push(order_key, from, to)
+  end
+  if behind then
+    name_not_dense(g)
   end
   if stored_next then
     if ahead > stored_next and ahead > last + 1 then
@@ -503,8 +515,8 @@ local function take_back(order_key, first, last, length)
   end
 end
 
--- Writes a group of ordinary entries whose list is dense. Answers false if that cannot be; nothing is written then.
-local function apply_dense(first, last, order_key)
+-- Writes group g of ordinary entries whose list is dense. Answers false if that cannot be; nothing is written then.
+local function apply_dense(g, first, last, order_key)
   local user = sub(order_key, user_at)
   local i = first
   while i <= last and write_copy(i, user) do
@@ -516,6 +528,7 @@ local function apply_dense(first, last, order_key)
     if length == ARGV[seqs + last] + 0 then
       return true
     end
+    name_not_dense(g)
   end
   take_back(order_key, first, i - 1, length)
   return false
@@ -529,7 +542,7 @@ for from = 0, groups - 1, at_once do
   local bytes = {byte(shapes, 2 * from + 1, 2 * math.min(from + at_once, groups))}
   for at = 1, #bytes, 2 do
     local shape, order_key = 256 * bytes[at] + bytes[at + 1], KEYS[group_keys + 1]
-    local done = false
+    local done, tried = false, false
     if shape == single then -- the rule; the same as apply_dense
       if first > kinds_to then
         kinds_from, kinds_to = first, first + at_once - 1
@@ -546,7 +559,9 @@ for from = 0, groups - 1, at_once do
             if length == seq + 0 then
               done = true
             else
+              tried = true
               take_back(order_key, first, first, length)
+              name_not_dense(from + (at - 1) / 2)
             end
           else
             call('DEL', event_key)
@@ -566,8 +581,8 @@ for from = 0, groups - 1, at_once do
         argument = argument + 2 + 3 * gaps
         group_keys = group_keys + (gaps > 0 and 3 or 2)
       else
-        local tried = flags == 2 and may_be_dense and count <= max_arguments
-        if not tried or not apply_dense(first, first + count - 1, order_key) then
+        local may_be = flags == 2 and may_be_dense and not tried and count <= max_arguments
+        if not may_be or not apply_dense(g, first, first + count - 1, order_key) then
           apply_group(g, first, count, order_key, false, 0)
         end
         group_keys = group_keys + 1

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from eventproc.audit import KINDS, audit, wait_until_idle
 from eventproc.errors import DependencyError, UsageError
@@ -41,6 +43,28 @@ def test_clean_state_is_clean_on_each_broker(
         assert totals.duplicates > 10
         assert totals.dead_letters == totals.failed + totals.skipped + totals.invalid + totals.conflicts
     assert wait_until_idle(world.settings, 0)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_what_kafka_has_let_go_of_is_told_and_not_judged(
+    kafka_broker: BrokerUnderTest, server: RedisServer, tmp_path: Path, seed: int
+) -> None:
+    world = build(kafka_broker, server, tmp_path, seed=seed)
+    before = check(world, ledger=None, runs=None)
+    assert before.notes == []
+    topic = world.settings.kafka_topic
+    lows = {number: high * (1 + seed % 4) // 5 for number, (_, high) in world.marks().items()}
+    admin = AdminClient(world.settings.kafka_client())
+    deleted = admin.delete_records([TopicPartition(topic, number, low) for number, low in lows.items()])
+    for future in deleted.values():
+        future.result()
+    report = check(world, ledger=None, runs=None)
+    assert report.clean, report.examples
+    assert report.totals.records == before.totals.records - sum(lows.values())
+    assert report.notes == [
+        f"records below offset {low} of {topic}/{number} are gone from Kafka: they are not judged"
+        for number, low in lows.items()
+    ]
 
 
 def test_totals_and_latency_are_told(world: World) -> None:

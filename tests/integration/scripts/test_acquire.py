@@ -110,6 +110,12 @@ def test_look_at_a_final_id(me: ScriptRunner) -> None:
     }
 
 
+def test_look_at_an_unsequenced_event_of_a_user_with_a_ledger(me: ScriptRunner) -> None:
+    """As one that lies in the wrong partition is looked up."""
+    me.finalize(group("u", gaps=[Gap("u", 1, 3, "timeout")]))
+    assert me.acquire(entry(1, "u", look=True), entry(2, "u", 2, look=True)).verdicts == [STALE, LATE]
+
+
 @pytest.mark.parametrize("prefix", ["", "other:partition:"])
 def test_look_at_what_is_processed_under_this_user_and_seq(client: Any, prefix: str) -> None:
     me = ScriptRunner(client, settings(key_prefix=prefix))

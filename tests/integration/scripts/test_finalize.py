@@ -74,13 +74,31 @@ def test_what_another_partition_has_pushed_is_noticed(
     client.rpush("order:u", 1, 2, *pushed)
     finalized = me.finalize(group("u", *[entry(seq, "u", seq) for seq in seqs], dense=True))
     assert not finalized.refused
+    assert finalized.not_dense
     assert order(client) == [1, 2, *pushed, *[seq for seq in seqs if seq > pushed[-1]]]
     assert client.exists(*[f"event:e{seq}" for seq in seqs]) == len(seqs)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_the_owner_is_told_that_a_list_is_not_dense(
+    me: ScriptRunner, client: Any, dense: bool, attempts: int
+) -> None:
+    """Seq 4 would make this list as long as a dense one."""
+    client.rpush("order:u", 1, 2, 5)
+    told = me.finalize(
+        group("v", entry(1, "v", 1), dense=True),
+        group("u", entry(3, "u", 3, attempts=attempts), dense=dense),
+    )
+    assert (told.not_dense, told.refused, told.foreign) == ({1}, {}, {})
+    assert order(client) == [1, 2, 5]
+    assert not me.finalize(group("v", entry(2, "v", 2), dense=True)).not_dense
+
+
 def test_a_list_that_was_cut_behind_the_owners_back_goes_on(me: ScriptRunner, client: Any) -> None:
     client.rpush("order:u", 2)
-    assert not me.finalize(group("u", entry(3, "u", 3), entry(4, "u", 4), dense=True)).refused
+    told = me.finalize(group("u", entry(3, "u", 3), entry(4, "u", 4), dense=True))
+    assert (told.not_dense, told.refused) == ({0}, {})
     assert order(client) == [2, 3, 4]
 
 
