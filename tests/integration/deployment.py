@@ -102,6 +102,8 @@ class Deployment:
             "gap_timeout_ms": GAP_TIMEOUT_MS,
             "simulate_runs_dir": str(self.runs),
             "restart_backoff_ms": 100,
+            # beside other tests, workers that give way would hardly run, not even to end when they are killed
+            "worker_nice": 0,
             **settings,
         }
         self._through = through or {}
