@@ -3,7 +3,8 @@
 For trying out and for tests; nothing outlives it. Its limits: a partition keeps 5 MiB or 100,000 message
 sets and silently drops the oldest above that (`check_not_dropped`); topics cannot be created through the
 protocol; a fetch gets one message set, and an empty one waits its full time even when data arrives. It goes
-through all that a partition keeps for every fetch, so what the group has committed is deleted (`Retention`).
+through all that a partition keeps for every fetch, so what the group has committed can be deleted
+(`Retention`).
 """
 
 from __future__ import annotations
