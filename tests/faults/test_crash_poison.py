@@ -156,6 +156,7 @@ def test_one_of_many_threads_kills_them_all(embedded_broker: BrokerUnderTest, de
 def test_one_of_a_batch_kills_all_of_it(how: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
     it = deploy(embedded_broker, handler=ACT_BATCH, handler_timeout_ms=HANG_MS)
     crowd = [f"u{n}" for n in range(30)]
+    it.send(event("first", 1, do=("sleep", 1000)))  # meanwhile the others are read, to be in one batch
     it.send(*[event(user, 1) for user in crowd])
     [offset] = it.send(event("poison", 1, do=("die", how)))
     it.send(event("poison", 2), *[event(user, seq) for seq in (2, 3) for user in crowd])
