@@ -175,6 +175,8 @@ class Judge:
         """No gap is closed over a record that was read, or that was there when the end was asked.
 
         It counts once it is written: what a worker thinks that Redis has just been emptied under does not.
+        What is dead-lettered for its seq stands outside the order. A gap may lie over it: after a flush a seq as
+        far ahead, of a user without state, is kept.
         """
         world = self._world
         user, first, last = gap.user, gap.first, gap.last
@@ -185,6 +187,8 @@ class Judge:
             if document["userId"] != user or not first <= seq <= last or record.place < world.forgiven:
                 continue
             if world.field(f"event:{document['id']}", "reason") in (b"seq_jump", b"misrouted"):
+                continue
+            if worker.has_jumped(record.place, document["id"]):
                 continue
             read = record.place < position
             asked = any(end <= record.place for end in worker.answers[-4 - ahead :])

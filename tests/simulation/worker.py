@@ -141,6 +141,11 @@ class SimulatedWorker:
         """Offsets on which handlers run, as its supervisor sees them when it is dead."""
         return sorted([entry.offset for entry in self.tasks] + [self.running] * (self.running >= 0))
 
+    def has_jumped(self, offset: int, id: str) -> bool:
+        """Whether the record is being dead-lettered for a seq far beyond what was expected then."""
+        entry = self.pipeline._ids._ids.get(id)
+        return entry is not None and entry.offset == offset and entry.reason == "seq_jump"
+
     def _mark(self, since_ms: int, offset: int) -> None:
         if not self._dying:
             self.running = offset
