@@ -23,7 +23,7 @@ app = make_app("Run the workers of one deployment on this host, and look after t
 add_version(app, "eventproc-supervisor")
 
 _ANSWER_TIMEOUT_S = 10.0
-_END_SLACK_S = 15.0
+_END_SLACK_S = 20.0
 _COLUMNS = ("part", "pid", "state", "up", "restarts", "events/s", "lag", "parked", "gap s")
 
 
@@ -66,7 +66,7 @@ def stop(settings: Settings) -> None:
     """Drain the workers and end the supervisor; returns when it has ended."""
     with _connect(settings) as client:
         pid = next(client.ask(_ANSWER_TIMEOUT_S, command="stop"))["pid"]
-        timeout_s = settings.shutdown_timeout_s + _END_SLACK_S
+        timeout_s = 2 * settings.shutdown_timeout_s + _END_SLACK_S  # an API drains first, then the workers do
         if not client.wait_closed(timeout_s):
             raise EventprocError(f"supervisor (pid {pid}) has not ended within {timeout_s:g} s")
     print(f"stopped (pid {pid})")

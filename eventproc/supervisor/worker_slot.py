@@ -129,7 +129,10 @@ class WorkerSlot:
             )
 
     async def restart(self) -> None:
-        """Drain the worker and return once its successor is up (or stands by)."""
+        """Drain the worker and return once its successor is up (or stands by).
+
+        EventprocError when it is not within `heartbeat_timeout_ms`.
+        """
         starts = self._starts
         await self.drain(self._settings.shutdown_timeout_s, for_good=False)
         deadline_ms = self._clock.monotonic_ms() + self._settings.heartbeat_timeout_ms
@@ -137,6 +140,12 @@ class WorkerSlot:
             if self._starts > starts and self._process and self.page.state in _READY_STATES:
                 return
             await asyncio.sleep(_LOOK_S / 5)
+        if not self._stopping:
+            raise EventprocError(
+                f"partition {self.partition} is not up within {self._settings.heartbeat_timeout_ms} ms"
+                f" (heartbeat_timeout_ms): {self.page.state}; {self.page.last_error or 'no error is told'}."
+                " The supervisor goes on trying; others were not restarted after it"
+            )
 
     async def resume(self) -> bool:
         """Let the partition go on that its breaker has stopped; whether it was stopped."""

@@ -469,6 +469,29 @@ def test_restart_of_all_goes_one_by_one(start: Start) -> None:
     assert not {*before[:3]} & {*it.pids()}
 
 
+def test_a_restart_that_fails_is_told_and_is_the_last(start: Start) -> None:
+    it = start(heartbeat_timeout_ms=1500, restart_backoff_ms=50).ready()
+    before = it.pids()
+    it.tell(1, "boot-fail 1 cannot be imported any more")
+    found = command(it, "restart")
+    assert found.returncode == 1
+    assert found.stdout.startswith("partition 0: running")
+    assert "error: partition 1 is not up within 1500 ms (heartbeat_timeout_ms)" in found.stderr
+    assert "cannot be imported any more" in found.stderr
+    assert it.pids()[2] == before[2]
+
+
+def test_an_interrupted_stop_has_not_stopped_it(start: Start) -> None:
+    it = start(shutdown_timeout_s=3).ready()
+    it.tell(1, "stubborn")
+    code = "from eventproc.cli.supervisor import main; main()"
+    words = [sys.executable, "-c", code, "stop", "--runtime-dir", str(it.folder)]
+    with subprocess.Popen(words, cwd=ROOT) as process:
+        it.logged("stopping")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+
+
 def test_restart_of_a_partition_that_is_not_there(start: Start) -> None:
     it = start().ready()
     found = command(it, "restart", "--partition", "8")

@@ -169,13 +169,16 @@ def test_a_reader_that_goes_away_before_the_last_words_is_no_traceback() -> None
 
 
 @pytest.mark.parametrize("what", ["logging", "typer"])  # what is imported first, and what takes long
-@pytest.mark.parametrize(("module", "code"), [("main", 130), ("supervisor", 0)])
+@pytest.mark.parametrize(
+    ("module", "command", "code"),
+    [("main", "demo", 130), ("supervisor", "start", 0), ("supervisor", "stop", 130), ("api", "start", 0)],
+)
 def test_interrupt_while_it_is_being_imported_is_no_traceback(
-    tmp_path: Path, module: str, code: int, what: str
+    tmp_path: Path, module: str, command: str, code: int, what: str
 ) -> None:
     (tmp_path / f"{what}.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
     with subprocess.Popen(
-        [sys.executable, "-c", f"from eventproc.cli.{module} import main; main()", "status"],
+        [sys.executable, "-c", f"from eventproc.cli.{module} import main; main()", command],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE,
