@@ -9,7 +9,7 @@ unexport MAKEFLAGS
 
 PYTHON ?= python3
 VENV ?= .venv
-# Most of what takes long waits: four at a time keep two processors busy.
+# Most of what takes long waits: five at a time keep two processors busy.
 JOBS ?= 5
 PYTEST_ARGS ?=
 DEMO_ARGS ?=

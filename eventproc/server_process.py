@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import Self
 
 _STOP_TIMEOUT_S = 5.0
@@ -52,9 +51,7 @@ class ServerProcess(ABC):
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.stop()
 
     def _running(self) -> subprocess.Popen[bytes]:

@@ -20,7 +20,7 @@ CONFIG_VARIABLE = "EVENTPROC_CONFIG"
 
 #: Variables that are no settings: the file's name, and the switches of the test suites.
 _OTHER_VARIABLES = (CONFIG_VARIABLE,)
-_OTHER_PREFIXES = ("EVENTPROC_TEST_", "EVENTPROC_CRASH_")
+_OTHER_PREFIXES = ("EVENTPROC_TEST_", "EVENTPROC_CRASH_", "EVENTPROC_BENCH_", "EVENTPROC_CHAOS_")
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, config: str | Path | None = None) -> Settings:

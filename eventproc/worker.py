@@ -67,12 +67,14 @@ OFFSETS_RETRY_MS = 500
 DRAIN_SHARE = 0.8
 
 AWAY_REMEDY = "none here: the worker goes on by itself once it answers"
+REFUSED_REMEDY = "mend in Redis what the error names; the worker goes on by itself then"
 
 #: Where to look when events fail for these reasons; elsewhere the record itself is the cause.
 DEAD_LETTER_CAUSES = {
     "handler": "the handler or what it calls",
     "rejected": "what the handler rejects",
     "late": "gap_timeout_ms, if events may come that late",
+    "crash": "the handler, which ends its worker or hangs on this event",
 }
 
 _CALLS = {Claim: "claim", LoadUsers: "load", Acquire: "acquire", Finalize: "finalize", Release: "release"}
@@ -461,7 +463,7 @@ class Worker:
             offset=entry.offset,
             error=entry.error[:ERROR_MAX_CHARS],
             remedy=f"correct {DEAD_LETTER_CAUSES.get(entry.reason, 'the producer')};"
-            " `eventproc dlq list` names them all, `eventproc dlq show` one",
+            f" `eventproc dlq list --reason {entry.reason}` names the last ones, `eventproc dlq show` one",
         )
 
     def _run_handler(self, request: Run) -> None:
@@ -570,7 +572,8 @@ class Worker:
         page.set("redis_down", int(not channel.up and channel.outages > 0))
         page.set("kafka_down", int(consumer.down))
         if not channel.up and channel.outages:
-            self._warn("redis_away", error=channel.last_error, remedy=AWAY_REMEDY)
+            remedy = REFUSED_REMEDY if channel.refused else AWAY_REMEDY
+            self._warn("redis_away", error=channel.last_error, remedy=remedy)
             page.last_error = channel.last_error
         elif consumer.down:
             self._warn("kafka_away", error=consumer.last_error, remedy=AWAY_REMEDY)

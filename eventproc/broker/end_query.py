@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,6 +13,8 @@ from eventproc.broker.client import LATEST, LOG, check_config, client_config, ex
 from eventproc.clock import Clock
 from eventproc.errors import ConfigError
 from eventproc.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 _REQUEST_TIMEOUT_S = 5.0
 _RETRY_MS = 100
@@ -39,6 +42,7 @@ class EndQuery:
         self._answer: int | None = None
         self._asked_ms = -1
         self._failures = 0
+        self._refusal = ""  # told already
 
     def request(self) -> None:
         """Ask; an answer to an earlier question does not count."""
@@ -76,14 +80,16 @@ class EndQuery:
             refusal = explain(
                 kafka_error(error), "asking for the end", self._settings.kafka_bootstrap_servers
             )
-            if isinstance(refusal, ConfigError) and self._wanted:
-                LOG.warning("%s", refusal)
+            if isinstance(refusal, ConfigError) and self._wanted and str(refusal) != self._refusal:
+                self._refusal = str(refusal)
+                _log.warning("no gap can be closed: %s", refusal)
             self._failures += 1
             if self._failures >= _FAILURES_MAX:
                 # after an outage a client may go on failing although its broker is back; a new one does not
                 self._failures, self._client = 0, None
             return
         self._failures = 0
+        self._refusal = ""
         self.alive = True
         if self._wanted:
             self._wanted, self._answer = False, end

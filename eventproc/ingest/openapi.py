@@ -175,7 +175,7 @@ def _post(summary: str, takes: str, gives: str, errors: dict[str, Any]) -> dict[
                 "name": "Idempotency-Key",
                 "in": "header",
                 "description": "the same key and body give the first answer again",
-                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
             }
         ],
         "requestBody": {"required": True, "content": _reference(takes)},

@@ -39,6 +39,8 @@ _TROUBLE = re.compile(
 _OF_SCRIPTS = ("FOREIGN ", "SCHEMA ")
 #: After these the next attempt is made on a new connection: another server or other rights may answer.
 _RECONNECT = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "NOPERM", "WRONGPASS", "CLUSTERDOWN"})
+#: These do not pass by themselves: somebody has to change the server or the settings.
+_REFUSALS = frozenset({"OOM", "READONLY", "NOREPLICAS", "MISCONF", "NOAUTH", "NOPERM", "WRONGPASS"})
 
 _BACKOFF_MIN_MS = 50
 _BACKOFF_MAX_MS = 2000
@@ -61,8 +63,9 @@ class Channel:
     """Submits store requests to Redis in order and hands out their replies in the same order.
 
     `up` tells whether the last thing that happened was an answer; `down_since_ms` (monotonic, -1 when up),
-    `outages` (how often it went down), `errors` (how often trying failed) and `last_error` (never with a
-    password) are for status and for timers that must not count an outage. Not thread-safe.
+    `outages` (how often it went down), `errors` (how often trying failed), `last_error` (never with a
+    password) and `refused` (the last error does not pass by itself) are for status and for timers that must
+    not count an outage. Not thread-safe.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Channel:
         self.outages = 0
         self.errors = 0
         self.last_error = ""
+        self.refused = False
         self._settings = settings
         self._clock = clock
         self._jitter = jitter
@@ -204,9 +208,10 @@ class Channel:
     def _due(self) -> bool:
         return self._clock.monotonic_ms() >= self._retry_at_ms
 
-    def _went_down(self, error: str, *, reconnect: bool) -> None:
+    def _went_down(self, error: str, *, reconnect: bool, refused: bool = False) -> None:
         self.errors += 1
         self.last_error = error
+        self.refused = refused
         now_ms = self._clock.monotonic_ms()
         if self._down_since_ms < 0:
             self._down_since_ms = now_ms
@@ -258,7 +263,8 @@ class Channel:
             connection = kind(**options)
             connection.connect()
         except (redis.RedisError, OSError, EventprocError) as error:
-            self._went_down(f"Redis at {self._where}: {error}", reconnect=True)
+            refused = isinstance(error, redis.AuthenticationError | redis.exceptions.NoPermissionError)
+            self._went_down(f"Redis at {self._where}: {error}", reconnect=True, refused=refused)
             return False
         # From here on the socket is read and written by this class alone.
         self._connection = connection
@@ -378,7 +384,9 @@ class Channel:
         if trouble or item is None:
             code = trouble[1] or "NOPERM" if trouble else ""
             self._went_down(
-                f"Redis at {self._where}: {message}", reconnect=item is None or code in _RECONNECT
+                f"Redis at {self._where}: {message}",
+                reconnect=item is None or code in _RECONNECT,
+                refused=code in _REFUSALS,
             )
         elif message.startswith("NOSCRIPT"):
             self._loads_in_row += 1

@@ -236,6 +236,7 @@ def test_the_servers_trouble_is_waited_out(
     line.channel.submit(line.finalize(2))
     line.poll_until(lambda: not line.channel.up, "outage")
     assert any(word in line.channel.last_error for word in code.split("|"))
+    assert line.channel.refused
     since = line.channel.down_since_ms
     client.execute_command(*cure)
     replies = line.replies(2)
@@ -316,6 +317,7 @@ def test_changed_password_is_waited_for(tmp_path: Path) -> None:
         line.channel.submit(line.finalize(1))
         line.poll_until(lambda: not line.channel.up, "outage")
         assert "first" not in line.channel.last_error
+        line.poll_until(lambda: line.channel.refused, "a refusal")
         file.write_text("second\n")
         assert len(line.replies(1)) == 1
         line.channel.close()

@@ -154,3 +154,17 @@ GOOD_CODE = "x(KEYS[1], ARGV[1]) return {'ok'} return redis.error_reply('FOREIGN
 def test_the_check_itself_notices(header: str, code: str, fault: str) -> None:
     found = faults(header.splitlines(), code)
     assert found == [] if not fault else fault in found
+
+
+def fence(path: Path) -> str:
+    """How a script finds out whether its caller still owns the partition."""
+    _, code = split(path)
+    found = re.search(r"^if stored\.err then\n.*?return \{'fenced'\}\nend$", code, re.DOTALL | re.MULTILINE)
+    return found[0].replace("string.find", "find") if found else ""
+
+
+def test_the_fence_is_the_same_in_every_script_that_has_one() -> None:
+    fences = {path.stem: fence(path) for path in FILES if "'fenced'" in split(path)[1]}
+    assert fences.keys() == {"acquire_events", "finalize_events", "release_events", "renew_partition"}
+    assert len(set(fences.values())) == 1, fences
+    assert "stored_epoch > epoch or stored[2] ~= ARGV[2]" in fences["finalize_events"]
