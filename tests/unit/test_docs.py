@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from eventproc import errors
 from eventproc.clock import SystemClock
+from eventproc.ingest.meters import Levels, Meters
 from eventproc.metrics import STATES, Board
 from eventproc.monitor.collector import BoardCollector
 from eventproc.settings import Settings
@@ -29,6 +32,7 @@ SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
     "scripts"
 ]
 
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 TUNING = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -114,6 +118,11 @@ def exposed() -> set[str]:
         families = list(BoardCollector(board, [0], SystemClock()).collect())
     finally:
         board.close()
+    meters = Meters()
+    meters.watch(
+        cast(Levels, SimpleNamespace(backlog=0, queued=0, held_bytes=0, kafka_error="", redis_error=""))
+    )
+    families += meters.registry.collect()
     suffix = {"counter": "_total", "info": "_info"}
     return {family.name + suffix.get(family.type, "") for family in families}
 
@@ -222,6 +231,59 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_page_is_found_from_the_readme() -> None:
     links = {(ROOT / link).resolve() for link in re.findall(r"\]\(([^)#:]+)\)", README)}
     assert set(PAGES[1:]) <= links
+
+
+def logged() -> set[str]:
+    """What the package logs as a warning or an error: the line's first words, up to what differs."""
+    names = set()
+    for path in (ROOT / "eventproc").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr not in ("warning", "error", "exception", "_warn", "warn"):
+                continue
+            for argument in node.args[:2]:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    names.add(re.split(r" \w+=%|: %| %", argument.value)[0])
+                    break
+    return names
+
+
+def test_the_runbook_explains_every_warning() -> None:
+    rows = "".join(re.findall(r"^\| (`.+?) \|", RUNBOOK, re.MULTILINE))
+    explained = set(re.findall(r"`([^`]+)`", rows))
+    assert len(logged()) > 20
+    assert logged() - explained == set()
+
+
+def test_the_runbook_explains_nothing_that_is_not_logged() -> None:
+    table = RUNBOOK.split("## What the log says")[1].split("## ")[0]
+    rows = "".join(re.findall(r"^\| (`.+?) \|", table, re.MULTILINE))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "eventproc").rglob("*.py"))
+    words = {name for name in re.findall(r"`([^`]+)`", rows) if name != "exit_code"}
+    said = source.replace('"\n                "', "")
+    assert [word for word in words if word not in said and word not in ("monitor died", "api died")] == []
+
+
+def test_the_commands_of_the_runbook_exist() -> None:
+    for code in code_in(RUNBOOK):
+        words = code.split("#")[0].split()
+        if words and words[0] in SCRIPTS:
+            plain = list(takewhile(lambda word: not word.startswith("-"), words))
+            assert help_of(*plain).returncode == 0, code
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as they are made from its headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_anchor_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    for path, anchor in links:
+        assert anchor in headings((page.parent / path) if path else page), (path, anchor)
 
 
 def test_nothing_is_left_to_be_pasted() -> None:
