@@ -247,8 +247,8 @@ class PartitionConsumer:
         if first < self.position:
             raise OffsetOutOfRange(
                 f"{self._name} went back from offset {self.position} to {first}: the topic was created anew "
-                f"or truncated. To go on elsewhere, set on_offset_out_of_range to earliest or latest and start "
-                f"the supervisor again; eventproc offsets show tells where the partitions stand"
+                f"or truncated. To go on elsewhere, set on_offset_out_of_range to earliest or latest and "
+                f"start the supervisor again; eventproc offsets show tells where the partitions stand"
             )
         self.position = last + 1
 
