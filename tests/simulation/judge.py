@@ -175,8 +175,8 @@ class Judge:
         """No gap is closed over a record that was read, or that was there when the end was asked.
 
         It counts once it is written: what a worker thinks that Redis has just been emptied under does not.
-        What is dead-lettered for its seq stands outside the order, and a gap may lie over it: of a user without
-        state after a flush, a seq that is as far ahead is kept.
+        What is dead-lettered for its seq stands outside the order, and a gap may lie over it: of a user
+        without state after a flush, a seq that is as far ahead is kept.
         """
         world = self._world
         user, first, last = gap.user, gap.first, gap.last
