@@ -7,6 +7,8 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
+from orjson import loads
+
 
 @cython.final
 @cython.freelist(1024)
@@ -108,7 +110,12 @@ cdef class Event:
 
     @property
     def headers(self):
-        return (self._record.headers() or []) if self._record is not None else []
+        if self._record is None:
+            return []
+        try:
+            return self._record.headers() or []
+        except SystemError as error:  # confluent-kafka's
+            raise ValueError("the headers cannot be read: the name of one is not UTF-8") from error
 
     @property
     def extra(self):
@@ -124,7 +131,9 @@ cpdef event_of(Entry entry, partition):
     made.id = entry.id
     made.user_id = entry.user
     made.type = entry.type
-    made.document = entry.document
+    # it is the handler's now, who may change it: another run reads the record again
+    made.document = loads(entry.record.value()) if entry.document is None else entry.document
+    entry.document = None
     made.payload = made.document["payload"]
     made.seq = entry.seq or None
     made.timestamp = entry.timestamp
@@ -212,7 +221,6 @@ def take_outcomes(list entries not None, list outcomes not None, Py_ssize_t at):
             return i
         entry.attempts += 1
         entry.status = "processed"
-        entry.document = None  # nobody asks for it any more; here it is still in the processor's cache
     return PyList_GET_SIZE(entries)
 
 

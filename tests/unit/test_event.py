@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 
+from eventproc.effects import Record
 from eventproc.event import MAX_DEPTH, MAX_ID_BYTES, Event, Invalid, Validator, check_name, depth
 
 NAMES = ("id", "userId", "type")
@@ -371,3 +372,13 @@ def test_an_event_without_headers_has_an_empty_list() -> None:
 def test_a_misspelt_attribute_is_refused() -> None:
     with pytest.raises(AttributeError):
         given().userid = "u2"  # type: ignore[attr-defined]
+
+
+def test_headers_that_cannot_be_read_are_told_as_such() -> None:
+    class Unreadable:
+        def headers(self) -> None:
+            raise SystemError("returned a result with an exception set")
+
+    given = Event("a", "u", "t", {}, 1, 1, 1, 0, 7, {}, cast(Record, Unreadable()))
+    with pytest.raises(ValueError, match="the name of one is not UTF-8"):
+        _ = given.headers

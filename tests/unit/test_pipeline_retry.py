@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from eventproc.effects import Acquire, Finalize, Produce, Run
 from eventproc.errors import Reject
+from eventproc.event import Event
 from tests.unit.pipeline_driver import Driver, event
 
 LOCKINGS = ("event", "partition")
@@ -225,3 +228,25 @@ def test_a_failing_event_that_another_worker_made_final_is_a_duplicate() -> None
     assert (driver.letters(), driver.produced) == ([], [])
     assert driver.counts["events.duplicate"] == 1
     assert driver.commits[-1] == 1
+
+
+@pytest.mark.parametrize("concurrency", [0, 8])
+def test_a_retry_is_given_the_event_as_it_came(concurrency: int) -> None:
+    driver = Driver(retry_backoff_ms=1, concurrency=concurrency).own()
+    seen: list[tuple[int, dict[str, Any]]] = []
+
+    def handle(given: Event) -> None:
+        seen.append((given.attempt, dict(given.payload)))
+        given.payload.clear()
+        given.document.clear()
+        if given.attempt == 1:
+            raise ConnectionError("away for a moment")
+
+    driver.runner._handler = handle
+    driver.send(event("u", 1, amount=5))
+    for _ in range(3):
+        if concurrency:
+            driver.finish()
+        driver.pass_ms(50)
+    assert seen == [(1, {"amount": 5, "seq": 1}), (2, {"amount": 5, "seq": 1})]
+    assert driver.status("u-1") == "processed"
