@@ -12,7 +12,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from eventproc.broker.client import LOG, check_config, client_config, is_away, is_missing, kafka_error
-from eventproc.effects import Entry, Headers
+from eventproc.effects import Entry, Headers, Record
 from eventproc.errors import Transient
 from eventproc.settings import Settings
 
@@ -103,7 +103,7 @@ class DeadLetterProducer:
         """Produce `entry`'s record; `origin` is its topic and partition. `poll` tells what came of it."""
         record = entry.record
         self._open += 1
-        headers = _headers(entry, origin, record.headers() or [])
+        headers = _headers(entry, origin, _original(record))
         self._produce(entry, record.key(), record.value(), headers, partial(self._on_letter, entry, origin))
 
     def poll(self) -> list[tuple[Entry, Outcome]]:
@@ -224,6 +224,14 @@ def _remedy(error: KafkaError) -> str:
     if error.code() in _PERMANENT:  # a pointer is as small as can be
         return "; even a pointer record is refused: raise max.message.bytes of the topic"
     return ""
+
+
+def _original(record: Record) -> Headers:
+    """The record's own headers. Where a name is no UTF-8, confluent-kafka gives none of them."""
+    try:
+        return record.headers() or []
+    except (SystemError, UnicodeDecodeError):
+        return [("eventproc-headers", b"lost: a name is not UTF-8")]
 
 
 def _headers(entry: Entry, origin: Origin, original: Headers) -> Headers:

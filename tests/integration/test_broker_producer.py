@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import psutil  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
@@ -168,7 +170,7 @@ class TestDeadLetters:
         entry = letter(b"\x00\xff raw", headers=original, error="x" * 600)
         producer.send(entry, ("events", 3))
         assert fates(producer, 1) == [(entry, None)]
-        [message] = read_all(settings, settings.dlq_topic, 4, 1)
+        [message] = read_all(settings, settings.dlq_topic, 1, 1)
         assert (message.key(), message.value()) == (b"u1", b"\x00\xff raw")
         assert message.headers() == [
             ("event-id", b"e1"),
@@ -185,7 +187,7 @@ class TestDeadLetters:
         producer, settings = letters
         producer.send(letter(None, key=None, error="lone \ud800"), ("events", 0))
         assert [outcome for _, outcome in fates(producer, 1)] == [None]
-        [message] = read_all(settings, settings.dlq_topic, 4, 1)
+        [message] = read_all(settings, settings.dlq_topic, 1, 1)
         assert (message.key(), message.value()) == (None, None)
         assert ("eventproc-error", b"lone ?") in (message.headers() or [])
 
@@ -426,3 +428,44 @@ def incompressible_event(number: int) -> bytes:
         "timestamp": 1_700_000_000_000 + number,
     }
     return json.dumps(document).encode()
+
+
+def produce_with_header(bootstrap_servers: str, topic: str, name: bytes) -> None:
+    """As a producer in another language may: Python's own takes only names that are text."""
+    folder = Path(confluent_kafka.__file__).parents[1] / "confluent_kafka.libs"
+    [path] = folder.glob("librdkafka-*")
+    kafka = ctypes.CDLL(str(path))
+    pointer, text, number, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
+    kafka.rd_kafka_conf_new.restype = kafka.rd_kafka_new.restype = pointer
+    error = ctypes.create_string_buffer(512)
+    conf = pointer(kafka.rd_kafka_conf_new())
+    kafka.rd_kafka_conf_set(conf, b"bootstrap.servers", bootstrap_servers.encode(), error, size(512))
+    handle = pointer(kafka.rd_kafka_new(number(0), conf, error, size(512)))
+    assert handle.value, error.value
+    value = (number(4), text(b"no JSON"), size(7))
+    header = (number(9), text(name), text(b"x"), ctypes.c_ssize_t(1))
+    place = (number(1), text(topic.encode()), number(3), ctypes.c_int32(0))
+    assert kafka.rd_kafka_producev(handle, *place, *value, *header, number(0)) == 0
+    assert kafka.rd_kafka_flush(handle, number(10_000)) == 0
+    kafka.rd_kafka_destroy(handle)
+
+
+def test_headers_that_cannot_be_read_are_left_out_and_that_is_told(
+    letters: tuple[DeadLetterProducer, Settings],
+) -> None:
+    producer, settings = letters
+    topic = settings.kafka_topic
+    produce_with_header(settings.kafka_bootstrap_servers, topic, b"caf\xe9")
+    consumer = PartitionConsumer(settings, 0, CLOCK)
+    consumer.seek(0)
+    [record] = wait_for(lambda: consumer.consume(10, 1))
+    entry = Entry(0, record, f"{topic}-0-0")
+    entry.reason, entry.error = "invalid", "value is not JSON"
+    producer.send(entry, (topic, 0))
+    assert [outcome for _, outcome in fates(producer, 1)] == [None]
+    [message] = read_all(settings, settings.dlq_topic, 4, 1)
+    headers = dict(message.headers() or [])
+    assert message.value() == b"no JSON"
+    assert headers["eventproc-reason"] == b"invalid"
+    assert headers["eventproc-headers"] == b"lost: a name is not UTF-8"
+    consumer.close()
