@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eventproc.effects import Finalize
+from tests.simulation.memory_store import ReplyError
 from tests.unit.pipeline_driver import Driver, event, final_elsewhere
 
 RETRY_MS = 5_000
@@ -260,3 +261,48 @@ def test_a_drain_drops_the_locks_of_what_ran_before_its_user_was_set_aside() -> 
     driver.free()
     assert driver.pipeline.drained
     assert driver.locks() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("HSET", "event:u-1", "status", "open", "seq", "1"), "event:u-1"),
+        (("HSET", "event:u-1", "status", "failed", "seq", "A7"), "event:u-1"),
+        (("HSET", "event:u-1", "status", "failed", "offset", "n/a"), "event:u-1"),
+        (("HSET", "event:u-1", "status", "failed", "attempts", "-"), "event:u-1"),
+        (("RPUSH", "order:u", "99999999999999999999"), "order:u"),
+        (("RPUSH", "order:u", "9007199254740992"), "order:u"),
+        (("SET", "next:u", "9007199254740993"), "next:u"),
+    ],
+)
+def test_a_key_of_the_right_type_that_holds_something_else_is_foreign(
+    words: tuple[str, ...], key: str
+) -> None:
+    driver = Driver().own()
+    driver.store.command(*words)
+    driver.send(event("v", 1), event("u", 1))
+    assert driver.pipeline.foreign == {"u": key}
+    assert driver.order("v") == [1]
+    driver.store.command("DEL", key)
+    driver.pass_ms(5000)
+    driver.pass_ms(5000)
+    assert driver.order("u") == [1]
+    assert not driver.pipeline.foreign
+
+
+def test_the_largest_seqs_are_no_foreigners() -> None:
+    driver = Driver().own()
+    driver.store.command("RPUSH", "order:u", "9007199254740990")
+    driver.store.command("SET", "next:w", "9007199254740992")
+    driver.send(event("u", 2**53 - 1), event("w", 2**53 - 1))
+    assert not driver.pipeline.foreign
+    assert driver.status("u-9007199254740991") == "processed"
+    assert driver.hash("w-9007199254740991")["reason"] == "stale"
+
+
+@pytest.mark.parametrize("field", ["epoch", "rev", "offset", "baseline"])
+def test_a_partition_key_that_holds_no_position_is_named(field: str) -> None:
+    driver = Driver()
+    driver.store.command("HSET", "partition:events:0", "epoch", "5", "owner", "x", field, "n/a")
+    with pytest.raises(ReplyError, match=rf"^FOREIGN key partition:events:0 has {field} n/a"):
+        driver.settle()

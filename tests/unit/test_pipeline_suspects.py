@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from eventproc.effects import Acquire, Death, Finalize, Produce, Run
-from tests.simulation.memory_store import MemoryStore
-from tests.unit.pipeline_driver import Driver, ManualClock, entries_of, event
+from eventproc.effects import Acquire, Claim, Death, Finalize, Produce, Run
+from eventproc.settings import Settings
+from eventproc.store.scripts import ScriptSet
+from tests.simulation.memory_store import MemoryStore, ReplyError
+from tests.unit.pipeline_driver import TOPIC, Driver, ManualClock, entries_of, event
 
 KEY = "partition:events:0"
 LOCKINGS = ("event", "partition")
@@ -186,3 +188,45 @@ def test_a_lock_that_has_grown_old_meanwhile_is_taken_again() -> None:
     driver.free()
     assert driver.ran() == ["a-1", "b-1"]
     assert [entry.id for entry in entries_of(driver.asked(Acquire))].count("b-1") == 2
+
+
+@pytest.mark.parametrize("concurrency", [0, 8])
+def test_a_convicted_one_waits_for_the_lower_seqs_of_a_user_that_is_set_aside(concurrency: int) -> None:
+    driver = charged(3, 4, concurrency=concurrency)
+    driver.store.command("SET", "dlq:u-1", "somebody else's")
+    driver.own().send(event("u", 1, reject="no"), *[event("u", seq) for seq in range(2, 6)])
+    if concurrency:
+        driver.finish("u-1")
+    assert driver.pipeline.foreign
+    driver.store.command("DEL", "dlq:u-1")
+    driver.pass_ms(5000)
+    for id in ("u-2", "u-3", "u-4") if concurrency else ():
+        assert not driver.status("u-5")
+        driver.finish(id)
+        driver.pass_ms(5000)
+    assert driver.ran() == ["u-1", "u-2", "u-3", "u-4"]
+    assert driver.order("u") == [2, 3, 4]
+    assert driver.hash("u-5")["reason"] == "crash"
+    finals = [entry.id for request in driver.asked(Finalize) for entry in request.entries()]
+    assert finals.index("u-5") > finals.index("u-4")
+
+
+def test_the_first_death_is_not_charged_however_its_claim_is_cut_off() -> None:
+    cuts = 0
+    while True:
+        clock = ManualClock()
+        store = MemoryStore(clock)
+        scripts = ScriptSet(Settings(), TOPIC, 0)
+        store.perform(scripts, Claim("host:1:a/0/1", 10_000, offset=0))
+        death = Death("d1", [4], "was killed by SIGSEGV")
+        call = scripts.encode(Claim("host:1:a/0/2", 10_000, may_take="host:1:a/0/1", death=death))
+        try:
+            store.execute(call, fail_at=cuts)
+        except ReplyError:
+            cuts += 1
+            store.execute(call)  # the channel sends the same call again
+            found = store.command("HMGET", "partition:events:0", "suspect:4")[0]
+            assert found == b"0 was killed by SIGSEGV", cuts
+        else:
+            break
+    assert cuts > 5

@@ -72,6 +72,18 @@ local function processed(event_key, gaps_key, seq)
   return fields[1] == 'processed' and fields[2] == seq and fields[3] == string.sub(gaps_key, user_at)
 end
 
+local outcomes = {processed = true, failed = true, skipped = true}
+
+-- Whether the fields that `found` has read are those of an event.
+local function is_ours(fields)
+  for f = 3, 6 do
+    if fields[f] and not string.find(fields[f], '^%d*$') then
+      return false
+    end
+  end
+  return outcomes[fields[1]]
+end
+
 -- Answers the verdict for an entry of which a key exists, and appends its particulars to the reply.
 local function found(event_key, dedup_key)
   local fields = try('HMGET', event_key, 'status', 'userId', 'seq', 'partition', 'offset', 'attempts', 'error',
@@ -81,6 +93,8 @@ local function found(event_key, dedup_key)
     if not string.find(fields.err, 'WRONGTYPE', 1, true) then
       return nil, fields
     end
+    foreign = event_key
+  elseif fields[1] and not is_ours(fields) then
     foreign = event_key
   elseif not fields[1] then
     local kind = call('TYPE', dedup_key).ok

@@ -42,6 +42,12 @@ if stored[7] and (tonumber(stored[7]) or 0) > schema then
   return redis.error_reply('SCHEMA ' .. stored[7] .. ' of key ' .. key .. ' is newer than ' .. schema ..
     ', which this version writes: upgrade eventproc, or set key_prefix')
 end
+for f, name in ipairs({'epoch', 'owner', 'rev', 'offset', 'baseline'}) do
+  if name ~= 'owner' and stored[f] and not string.find(stored[f], '^%-?%d+$') then
+    return redis.error_reply('FOREIGN key ' .. key .. ' has ' .. name .. ' ' .. stored[f] ..
+      ', which is no number: remove it, or set key_prefix')
+  end
+end
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -85,12 +91,17 @@ for s = 1, #known, 2 do
 end
 local deaths = stored[9] or ''
 if ARGV[9] ~= '' and not string.find(' ' .. deaths .. ' ', ' ' .. ARGV[9] .. ' ', 1, true) then
-  local charged = {}
+  local alone = {} -- what ran while nothing else did
   for a = 11, #ARGV do
-    local before = known[ARGV[a]]
-    if before and #ARGV == 11 then
-      charged = {'suspect:' .. ARGV[a], tonumber(string.match(before, '^%d+')) + 1 .. ' ' .. ARGV[10]}
-    elseif not before and tonumber(ARGV[a]) >= floor then
+    local before, deaths_alone = known[ARGV[a]], nil
+    if not before and tonumber(ARGV[a]) >= floor then
+      deaths_alone = 0
+    elseif before and #ARGV == 11 then
+      deaths_alone = tonumber(string.match(before, '^%d+')) + 1
+    end
+    if deaths_alone and #ARGV == 11 then
+      alone = {'suspect:' .. ARGV[a], deaths_alone .. ' ' .. ARGV[10]}
+    elseif deaths_alone then
       redis.call('HSET', key, 'suspect:' .. ARGV[a], '0 ' .. ARGV[10])
     end
   end
@@ -101,7 +112,7 @@ if ARGV[9] ~= '' and not string.find(' ' .. deaths .. ' ', ' ' .. ARGV[9] .. ' '
     end
   end
   -- one write: were the script cut off between two, its repetition would charge twice
-  redis.call('HSET', key, 'death', table.concat(kept, ' '), unpack(charged))
+  redis.call('HSET', key, 'death', table.concat(kept, ' '), unpack(alone))
 end
 
 epoch = string.format('%.0f', math.max((epoch or 0) + 1, ARGV[8] + 1, now_ms))

@@ -10,6 +10,12 @@
 --   or '!', the name of the key that has the wrong type or holds no seq, and ''
 local reply = {}
 local at = 1
+
+-- Whether a value is a seq, at most this one of 16 digits.
+local function is_seq(value, most)
+  return string.find(value, '^%d+$') and (#value < 16 or #value == 16 and value <= most)
+end
+
 for k = 1, #KEYS, 2 do
   local last = redis.pcall('LINDEX', KEYS[k], -1)
   local following = redis.pcall('GET', KEYS[k + 1])
@@ -20,9 +26,9 @@ for k = 1, #KEYS, 2 do
     return following
   end
   local foreign
-  if type(last) == 'table' or (last and not string.find(last, '^%d+$')) then
+  if type(last) == 'table' or (last and not is_seq(last, '9007199254740991')) then
     foreign = KEYS[k]
-  elseif type(following) == 'table' or (following and not string.find(following, '^%d+$')) then
+  elseif type(following) == 'table' or (following and not is_seq(following, '9007199254740992')) then
     foreign = KEYS[k + 1]
   end
   if foreign then
