@@ -56,6 +56,10 @@ class Fenced(EventprocError):
     exit_code = 6
 
 
+class CannotStart(EventprocError):
+    """A process cannot be started, for want of memory, descriptors or processes; it may be over soon."""
+
+
 class Reject(Exception):
     """Raised by a handler: dead-letter this event now, do not retry it (CONTRACT 4.6)."""
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Collection
 
+from eventproc.errors import CannotStart
 from eventproc.forked import Program, fork
 from eventproc.spawn import nameless_file
 
@@ -65,8 +66,15 @@ async def spawn(
     """Run `program` in a child, with `order` on its standard input and the descriptors in `keep`.
 
     `capture`: its output comes through pipes, else standard error is shared. Must run in the main thread:
-    children that die with their parent go by its thread.
+    children that die with their parent go by its thread. Raises CannotStart.
     """
+    try:
+        return await _spawn(program, order, title, keep, capture)
+    except OSError as error:
+        raise CannotStart(f"{title} cannot be started: {error.strerror or error}") from error
+
+
+async def _spawn(program: Program, order: bytes, title: str, keep: Collection[int], capture: bool) -> Child:
     with contextlib.ExitStack() as stack:
         stdin = stack.enter_context(open(nameless_file("eventproc-order"), "wb", buffering=0))
         stdin.write(order)

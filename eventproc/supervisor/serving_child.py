@@ -12,7 +12,7 @@ from typing import Any
 
 from eventproc import logs
 from eventproc.clock import Clock
-from eventproc.errors import ConfigError
+from eventproc.errors import CannotStart, ConfigError
 from eventproc.forked import Module, Program
 from eventproc.settings import Settings
 from eventproc.supervisor import child
@@ -51,6 +51,7 @@ class ServingChild:
         self._host: str = getattr(settings, f"{name}_host")
         self._fail = fail
         self._clock = clock
+        self._retry_ms = settings.restart_backoff_ms
         self._policy = RestartPolicy(
             settings.restart_backoff_ms, settings.restart_backoff_max_ms, settings.restart_budget, random
         )
@@ -73,16 +74,20 @@ class ServingChild:
     async def run(self) -> None:
         """Keep it running until `stop`."""
         while not self._stopping:
-            code, served_ms, words = await self._live()
-            if self._stopping:
-                return
-            if self.port is None and code == ConfigError.exit_code:
-                self._fail(code, words or f"{self._name} {child.describe_exit(code)}")
-                return
-            pause_ms = self._policy.pause_ms(served_ms)
-            self._log.error(
-                f"{self._name} died", reason=child.describe_exit(code), pause_ms=pause_ms, last_error=words
-            )
+            try:
+                code, served_ms, words = await self._live()
+            except CannotStart as error:
+                pause_ms = max(self._policy.pause_ms(0), self._retry_ms)
+                self._log.error(f"{self._name} not started", reason=str(error), pause_ms=pause_ms)
+            else:
+                if self._stopping:
+                    return
+                if self.port is None and code == ConfigError.exit_code:
+                    self._fail(code, words or f"{self._name} {child.describe_exit(code)}")
+                    return
+                pause_ms = self._policy.pause_ms(served_ms)
+                reason = child.describe_exit(code)
+                self._log.error(f"{self._name} died", reason=reason, pause_ms=pause_ms, last_error=words)
             self.restarts += 1
             try:
                 async with asyncio.timeout(pause_ms / 1000):

@@ -10,7 +10,7 @@ from typing import Any
 
 from eventproc import logs
 from eventproc.clock import Clock
-from eventproc.errors import ConfigError, EventprocError, Fenced, HandlerLoadError
+from eventproc.errors import CannotStart, ConfigError, EventprocError, Fenced, HandlerLoadError
 from eventproc.forked import Program
 from eventproc.metrics import Board
 from eventproc.settings import Settings
@@ -100,7 +100,11 @@ class WorkerSlot:
     async def run(self) -> None:
         """Start the worker, and again whenever it ends, until `drain` for good."""
         while not self._stopping:
-            code, hang, watch = await self._live()
+            try:
+                code, hang, watch = await self._live()
+            except CannotStart as error:
+                await self._pause(self._not_started(error))
+                continue
             self._ever_ran = self._ever_ran or watch.ran
             self._note_death(code, hang, watch)
             if self._stopping:
@@ -250,6 +254,13 @@ class WorkerSlot:
             "offsets": offsets,
             "cause": hang or child.describe_exit(code),
         }
+
+    def _not_started(self, error: CannotStart) -> int:
+        """The pause before the next try, in ms."""
+        pause_ms = max(self._policy.pause_ms(0), self._settings.restart_backoff_ms)
+        self._log.error("worker not started", reason=str(error), pause_ms=pause_ms)
+        self.page.enter("crashed", f"{error}; is tried again in {pause_ms} ms")
+        return pause_ms
 
     def _after_death(self, code: int, hang: str, watch: Watch) -> int | None:
         """Judge a death: the pause before the next start in ms, None when there is to be none."""

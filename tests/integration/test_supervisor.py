@@ -540,3 +540,53 @@ def test_nonsense_on_the_socket_is_refused(start: Start) -> None:
         with pytest.raises(EventprocError, match=r"stopping|ended before"):
             next(client.ask(5, command="restart"))
     assert it.ends() == 0
+
+
+_FORKS = """
+import asyncio, errno, os, signal, sys, time
+from random import Random
+from eventproc.settings import Settings
+from eventproc.supervisor import preparation
+from eventproc.supervisor.supervisor import Programs, Supervisor
+
+forks, real = 0, os.fork
+def fork():
+    global forks
+    forks += 1
+    if forks in (4, 5):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    if forks == 8:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real()
+os.fork = fork
+
+def worker():
+    time.sleep(0.3)
+    return 1
+
+def serve():
+    time.sleep(60)
+
+async def preflight(*_given):
+    return 2
+preparation.preflight = preflight
+settings = Settings(
+    redis_url="redis://127.0.0.1:1", runtime_dir=sys.argv[1], monitor_port=0, restart_backoff_ms=20,
+    restart_backoff_max_ms=50, shutdown_timeout_s=1,
+)
+programs = Programs(worker=worker, monitor=serve, api=serve, imports=())
+print("ended with", asyncio.run(Supervisor(settings, programs=programs, random=Random(1)).run()), forks)
+"""
+
+
+def test_a_process_that_cannot_be_forked_is_tried_again(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _FORKS, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "ended with 0 " in ended.stdout, ended.stderr
+    assert ended.stdout.count("cannot be started: Resource temporarily unavailable") == 2
