@@ -139,6 +139,8 @@ class ReorderBuffer:
         """One ready item of each named user is final in Redis ("" = none): lets idle users be evicted."""
     def settle(self, offsets: list[int]) -> None:
         """These offsets are final, in any order. Each once, ValueError otherwise."""
+    def is_settled(self, offset: int) -> bool:
+        """Whether it is settled, or was never pushed."""
     def floor(self) -> int:
         """Lowest unsettled offset, else position."""
     def unfinalized(self) -> int:

@@ -917,6 +917,13 @@ cdef class ReorderBuffer:
             return low
         return -1
 
+    def is_settled(self, offset not None):
+        cdef int64_t wanted = 0
+        cdef Py_ssize_t at
+        _read_int(offset, 0, INT64_MAX, &wanted, "offset")
+        at = self._find_offset(wanted, 0)
+        return at < 0 or bool(self._done[(self._ring_start + at) & (self._ring_capacity - 1)])
+
     def floor(self):
         return self._ring[self._ring_start] if self._ring_count else self.position
 

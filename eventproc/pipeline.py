@@ -175,8 +175,13 @@ class Pipeline:
             and not self.draining
             and not self._breaker.open
             and len(self._waiting) + len(self._done) + self._backlog() < 4 * self._most_at_once
-            and self.buffer.position - self.buffer.floor() < self._settings.max_replay_records
+            and not self.is_full
         )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is read above the floor as may be read again after a crash."""
+        return self.buffer.position - self.buffer.floor() >= self._settings.max_replay_records
 
     @property
     def paused(self) -> bool:
@@ -591,7 +596,9 @@ class Pipeline:
         elif same:
             entry.status = "processed" if final.status == "processed" else ""
             entry.reason = ""
-            if final.partition == self._partition and entry.offset < final.offset < self.buffer.position:
+            further_on = final.partition == self._partition and entry.offset < final.offset
+            # what is read and not settled will ask for itself
+            if further_on and final.offset < self.buffer.position and self._settler.is_settled(final.offset):
                 self._letter_of_copy(entry, final)
         else:
             entry.reason = "id_conflict"
@@ -646,7 +653,7 @@ class Pipeline:
         n = self._settings.batch_max
         if self._run_ms:
             n = max(1, min(n, int(RUN_SLICE_MS / self._run_ms)))
-        entries = self._lanes.take(n)
+        entries = self._leave_out_asides(self._lanes.take(n))
         if self._suspects:
             entries = self._suspects.single_out(entries, self._lanes, self._done)
             if not entries:
@@ -654,7 +661,7 @@ class Pipeline:
                 self._run_suspect(now_ms, requests)
                 return
         oldest_ms = self._oldest_ms(now_ms)
-        if self._asides or (self._by_event and oldest_grant(entries) < oldest_ms):
+        if self._by_event and oldest_grant(entries) < oldest_ms:
             entries = self._hold_back(entries, oldest_ms)
         if entries:
             self._running = Run(entries)
@@ -663,7 +670,7 @@ class Pipeline:
     def _run_suspect(self, now_ms: int, requests: list[Request]) -> None:
         """One suspect alone (CONTRACT 4.9), once all that has run is written: its death is to cost nobody
         else another run."""
-        if self._finalizer.busy():
+        if self._finalizer.busy() or not self._suspects.turn:
             return
         for free in self._hold_back([self._suspects.turn.popleft()], self._oldest_ms(now_ms)):
             if self._concurrency:
@@ -679,14 +686,23 @@ class Pipeline:
         """When a lock must have been taken to last through a run."""
         return now_ms - self._settings.inflight_ttl_ms // 2
 
+    def _leave_out_asides(self, entries: list[Entry]) -> list[Entry]:
+        """Keep back those of users set aside, convicted ones too: what waits of the user goes before."""
+        if not self._asides:
+            return entries
+        free: list[Entry] = []
+        for entry in entries:
+            if self._asides.holds_back(entry):
+                self._lanes.drop(entry)
+            else:
+                free.append(entry)
+        return free
+
     def _hold_back(self, entries: list[Entry], oldest_ms: int) -> list[Entry]:
         """Leave out what may not run now: users set aside, and locks too old to last through a run."""
         free: list[Entry] = []
         behind: set[str | int] = set()
-        for entry in entries:
-            if self._asides.holds_back(entry):
-                self._lanes.drop(entry)
-                continue
+        for entry in self._leave_out_asides(entries):
             if entry.lane in behind:
                 self._lanes.put_back([entry])
             elif entry.granted_ms and entry.granted_ms < oldest_ms and not entry.passed:
@@ -749,6 +765,7 @@ class Pipeline:
             entries = self._lanes.take(most - len(self._tasks))
             if not entries:
                 break
+            entries = self._leave_out_asides(entries)
             if self._suspects:
                 entries = self._suspects.single_out(entries, self._lanes, self._done)
             for entry in self._hold_back(entries, self._oldest_ms(now_ms)):
@@ -898,7 +915,7 @@ class Pipeline:
         elif now_ms - self._idle_reading_ms >= PAUSE_COUNTS_MS:
             self._paused = True
         # a gap that holds the floor at max_replay_records is closed early
-        if self.buffer.position - self.buffer.floor() >= self._settings.max_replay_records:
+        if self.is_full:
             holder = self.buffer.floor_gap()
             if holder is not None:
                 self._finalizer.add_gaps(self._gap_keeper.close([holder[0]], "overflow"))
@@ -932,8 +949,10 @@ class Pipeline:
             return
         busy = self._finalizer.busy()  # what it is about to set aside has locks, too
         if self._release is None and not busy:
-            left = [*self._lanes.entries(), *self._waiting, *self._asides.entries()]
-            locked = [entry for entry in left if entry.granted_ms and not entry.passed]
+            held = [entry for entry in self._held if not entry.held]  # the others stand in their lanes
+            left = [*self._lanes.entries(), *self._waiting, *self._asides.entries(), *held]
+            # what was only looked up has a lock, too
+            locked = [e for e in left if (e.granted_ms or e.lock_expiry_ms) and not e.passed]
             self._release = Release(self.ownership.epoch, self.ownership.owner, locked)
             requests.append(self._release)
         busy = busy or self._settler.busy()

@@ -27,12 +27,20 @@ class Settler:
         self._producing: dict[int, Entry] = {}  # by offset, until Kafka has acknowledged
         self.end = 0  # of the partition, as far as it is known
 
-    @property
-    def floor(self) -> int:
-        """Lowest offset that is not settled, else the next to read."""
+    def _tell(self) -> None:
         if self._settled:
             self._buffer.settle(self._settled)
             self._settled = []
+
+    def is_settled(self, offset: int) -> bool:
+        """Whether an offset below the position is settled, or was no record."""
+        self._tell()
+        return offset not in self._held and self._buffer.is_settled(offset)
+
+    @property
+    def floor(self) -> int:
+        """Lowest offset that is not settled, else the next to read."""
+        self._tell()
         floor = self._buffer.floor()
         return min(floor, min(self._held)) if self._held else floor
 

@@ -190,7 +190,7 @@ class Worker:
             pipeline.drain()
             self._page.state = "draining"
             self._drain_until_ms = now_ms + self._drain_ms()
-        if not pipeline.owned or pipeline.drained:
+        if pipeline.drained or not (pipeline.owned or self._runs_beside()):
             return True
         if now_ms >= self._drain_until_ms:
             self._log.warning(
@@ -198,10 +198,15 @@ class Worker:
                 floor=pipeline.acked_floor,
                 redis=self._channel.last_error if not self._channel.up else "up",
                 kafka=self._consumer.last_error if self._consumer.down else "up",
+                dead_letters_not_acknowledged=len(self._refused),
                 remedy="none: what was not final is done again at the next start",
             )
             return True
         return False
+
+    def _runs_beside(self) -> bool:
+        """Whether handlers run beside the loop; those from before a rewind are let end, too (CONTRACT 6)."""
+        return self._tasks is not None and self._tasks.under_way > 0
 
     def _let_end(self) -> None:
         """Let what runs end; its results are thrown away (CONTRACT section 6)."""
@@ -226,7 +231,7 @@ class Worker:
         again |= self._take_deliveries()
         again |= self._take_end()
         again |= self._take_ended()
-        tasks = self._tasks is not None and self._tasks.under_way > 0
+        tasks = self._runs_beside()
         at_once = again or tasks or self._channel.pending
         count = self._take_records(0 if at_once else self._idle_wait_ms())
         if count:
@@ -352,7 +357,8 @@ class Worker:
         if end is None:
             return False
         if self._own_ms() - self._end_asked_ms > STALL_MS:  # Kafka stood still, though no connection broke
-            self.pipeline.resume(self._clock.monotonic_ms())
+            if not self._away:  # else timers start anew when all is back
+                self.pipeline.resume(self._clock.monotonic_ms())
         else:
             self.pipeline.on_end_offset(end)
         self._end_asked_ms = -1
@@ -441,6 +447,7 @@ class Worker:
         elif isinstance(request, Seek):
             self._consumer.seek(request.offset)
             self._reading_paused = False
+            self._refused.clear()  # those from before a rewind
         elif isinstance(request, Renew):
             self._page.inc("redis_calls", 1, "renew")
             self._channel.submit(request)
@@ -562,7 +569,27 @@ class Worker:
             return f"Redis: {self._channel.last_error}"
         if self._consumer.down:
             return f"Kafka: {self._consumer.last_error}"
-        return "reading is paused: Redis or the handler is behind" if self.pipeline.paused else ""
+        if not self.pipeline.paused:
+            return ""
+        return self._floor_reason() or "reading is paused: Redis or the handler is behind"
+
+    def _floor_reason(self) -> str:
+        """What holds the floor so far back that nothing more is read; "" if it is not that."""
+        if not self.pipeline.is_full:
+            return ""
+        floor = self.pipeline.floor
+        if self.pipeline.foreign:
+            cause = self._foreign_told()
+        elif floor in self._refused:
+            cause = f"its dead letter is not acknowledged: {self._refused[floor]}"
+        else:
+            cause = "it is not final yet"
+        most = self._settings.max_replay_records
+        return f"reading is paused {most} records (max_replay_records) above offset {floor}: {cause}"
+
+    def _foreign_told(self) -> str:
+        user, key = next(iter(self.pipeline.foreign.items()))
+        return f"user {user} is set aside: key {key} has the wrong type; delete or rename it"
 
     def _publish_trouble(self) -> None:
         page, channel, consumer = self._page, self._channel, self._consumer
@@ -579,8 +606,7 @@ class Worker:
             self._warn("kafka_away", error=consumer.last_error, remedy=AWAY_REMEDY)
             page.last_error = consumer.last_error
         elif self.pipeline.foreign:
-            user, key = next(iter(self.pipeline.foreign.items()))
-            page.last_error = f"user {user} is set aside: key {key} has the wrong type; delete or rename it"
+            page.last_error = self._foreign_told()
         elif self._refused:
             page.last_error = f"not acknowledged: {next(iter(self._refused.values()))}"
         elif self._in_trouble:
@@ -646,6 +672,9 @@ def _live() -> int:
         page.state = "stopped"
         logs.get().error("stopped", error=str(error), exit_code=error.exit_code)
         return error.exit_code
+    except Exception as error:
+        page.last_error = f"{type(error).__name__}: {error}"  # the log has its traceback
+        raise
     page.state = "stopped"
     return 0
 

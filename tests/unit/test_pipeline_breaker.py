@@ -209,3 +209,16 @@ def test_a_replayed_dead_letter_is_produced_all_the_same() -> None:
     again.settle()
     assert again.produced == [0]
     assert not again.pipeline.stopped
+
+
+def test_a_drain_drops_the_lock_of_what_was_only_looked_up_and_is_held() -> None:
+    driver = Driver(dlq_max_consecutive=1, max_attempts=1).own()
+    driver.send(event("u", 1), event("u", 2))
+    driver.send(event("a", 1, reject="no"))
+    driver.send(event("u", 1, id="late"))  # below the expected seq: looked up, locked, and not dead-lettered
+    assert driver.pipeline.stopped
+    assert driver.locks() == ["late"]
+    driver.pipeline.drain()
+    driver.settle()
+    assert driver.pipeline.drained
+    assert driver.locks() == []

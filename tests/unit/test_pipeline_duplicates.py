@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eventproc.effects import Acquire, Finalize, Run
+from eventproc.effects import Acquire, Finalize, Produce, Run
 from tests.unit.pipeline_driver import Driver, event, final_elsewhere
 
 LOCKINGS = ("event", "partition")
@@ -291,3 +291,28 @@ def test_the_floor_stays_above_what_another_worker_has_processed_while_its_handl
     assert driver.counts["events.duplicate"] == 1
     assert (driver.letters(), driver.produced, driver.order("u"), driver.order("v")) == ([], [], [1], [1, 2])
     assert driver.pipeline.idle
+
+
+def test_a_copy_that_is_still_to_be_looked_up_gets_its_letter_once_and_does_not_hold_the_floor() -> None:
+    driver = Driver(gap_timeout_ms=1000).own()
+    driver.store.command("RPUSH", "order:u", "1", "3")
+    driver.store.command("SET", "next:u", "4")
+    words = ("status", "failed", "processedAt", "1", "attempts", "3", "userId", "u", "type", "t", "seq", "2")
+    more = ("error", "no", "partition", "0", "offset", "3", "reason", "handler")
+    driver.store.command("HSET", "event:x", *words, *more)  # an earlier life has failed it, from offset 3
+    driver.store.command("SET", "dedup:x", "1")
+    driver.send(event("u", 6))  # parked
+    driver.hold(Acquire)
+    driver.send(event("u", 2, id="x"))  # below: to be looked up
+    driver.hold(Finalize)
+    driver.pass_ms(1000)  # the gap is closing: what is below waits until that is written
+    driver.send(event("v", 1))
+    driver.send(event("u", 2, id="x"))  # the one at offset 3
+    driver.hold(Produce)
+    for kind in (Acquire, Finalize):
+        driver.held.discard(kind)
+        driver.settle()
+    driver.free()
+    driver.pass_ms(10_000)
+    assert driver.produced == [3]
+    assert driver.pipeline.floor == driver.committed == driver.end

@@ -335,6 +335,13 @@ def test_floor_is_the_lowest_unsettled_offset() -> None:
     assert (buffer.floor(), buffer.unfinalized()) == (95, 0)
 
 
+def test_it_knows_what_is_settled() -> None:
+    buffer = ReorderBuffer(position=0)
+    buffer.push(["u"] * 3, [1, 2, 3], [2, 5, 6], [1] * 3, ["a", "b", "c"], 0)
+    buffer.settle([5])
+    assert [buffer.is_settled(offset) for offset in (0, 2, 3, 5, 6)] == [True, False, True, True, False]
+
+
 def test_floor_over_many_offsets_with_holes_settled_in_any_order() -> None:
     rng = random.Random(5)
     buffer = ReorderBuffer(position=0)
