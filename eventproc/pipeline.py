@@ -564,9 +564,17 @@ class Pipeline:
     def _dead_letter(self, entry: Entry) -> None:
         """Finalize what is judged and goes to the DLQ, unless the breaker holds it."""
         if self._admits(entry):
+            self._lanes.drop(entry)  # where it was condemned, and held
             self._done.append(entry)
         else:
             self._held.append(entry)
+
+    def _condemn(self, entry: Entry) -> bool:
+        """The same for what is found to kill its worker; false: it is held, and its lane waits behind it."""
+        self._dead_letter(entry)
+        if self._breaker.open:
+            self._lanes.block(entry)
+        return not self._breaker.open
 
     def _admits(self, entry: Entry) -> bool:
         was_open = self._breaker.open
@@ -655,7 +663,7 @@ class Pipeline:
             n = max(1, min(n, int(RUN_SLICE_MS / self._run_ms)))
         entries = self._leave_out_asides(self._lanes.take(n))
         if self._suspects:
-            entries = self._suspects.single_out(entries, self._lanes, self._done)
+            entries = self._suspects.single_out(entries, self._lanes, self._condemn)
             if not entries:
                 self._finalize(now_ms, requests)
                 self._run_suspect(now_ms, requests)
@@ -767,7 +775,7 @@ class Pipeline:
                 break
             entries = self._leave_out_asides(entries)
             if self._suspects:
-                entries = self._suspects.single_out(entries, self._lanes, self._done)
+                entries = self._suspects.single_out(entries, self._lanes, self._condemn)
             for entry in self._hold_back(entries, self._oldest_ms(now_ms)):
                 if entry.passed:
                     self._lanes.drop(entry)

@@ -8,6 +8,7 @@ beside the culprit is cleared by its own run; only a death while nothing else ra
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from eventproc.effects import Entry, Suspect
 from eventproc.lanes import Lanes
@@ -48,12 +49,12 @@ class Suspects:
         if min(self._known, default=floor) < floor:
             self._known = {offset: it for offset, it in self._known.items() if offset >= floor}
 
-    def single_out(self, entries: list[Entry], lanes: Lanes, done: deque[Entry]) -> list[Entry]:
+    def single_out(self, entries: list[Entry], lanes: Lanes, condemn: Callable[[Entry], bool]) -> list[Entry]:
         """Of entries that were taken from the lanes, those that may run beside others.
 
         A suspect waits in `turn`, and its lane behind it, unless it has killed often enough: then it is
-        failed, and `done`. If something of its lane goes before it, it is put back, for that may have to be
-        tried again.
+        failed, and `condemn` sees to it; false: it has blocked its lane. If something of its lane goes before
+        it, it is put back, for that may have to be tried again.
         """
         free: list[Entry] = []
         before: set[str | int] = set()
@@ -69,8 +70,8 @@ class Suspects:
                 behind.add(lane)
                 lanes.put_back([entry])
             elif self._convict(entry):
-                lanes.drop(entry)
-                done.append(entry)
+                if not condemn(entry):
+                    behind.add(lane)
             else:
                 behind.add(lane)
                 lanes.block(entry)

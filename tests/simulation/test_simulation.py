@@ -240,7 +240,7 @@ def test_notices_results_from_before_a_rewind_that_are_taken(monkeypatch: pytest
 
 
 def test_notices_suspects_that_do_not_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Suspects, "single_out", lambda self, entries, lanes, done: entries)
+    monkeypatch.setattr(Suspects, "single_out", lambda self, entries, lanes, condemn: entries)
     assert _violated(("crash_in_run",), told="do not run alone")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from eventproc.effects import FetchEnd, Run
-from tests.unit.pipeline_driver import Driver, event, final_elsewhere
+from tests.simulation.memory_store import MemoryStore
+from tests.unit.pipeline_driver import Driver, ManualClock, event, final_elsewhere
 
 BAD = b"no json"
 
@@ -222,3 +223,26 @@ def test_a_drain_drops_the_lock_of_what_was_only_looked_up_and_is_held() -> None
     driver.settle()
     assert driver.pipeline.drained
     assert driver.locks() == []
+
+
+@pytest.mark.parametrize("concurrency", [0, 4])
+def test_what_kills_its_worker_is_held_too_and_not_run_again(concurrency: int) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    charges = [text for at in (0, 1) for text in (f"suspect:{at}", "3 was killed by SIGSEGV")]
+    store.command("HSET", "partition:events:0", *charges)
+    driver = Driver(store=store, clock=clock, dlq_max_consecutive=1, concurrency=concurrency).own()
+    driver.send(event("a", 1), event("b", 1), event("b", 2))
+    assert driver.hash("a-1")["reason"] == "crash"
+    assert driver.pipeline.stopped
+    assert driver.pipeline.next_dead_letter is not None
+    assert driver.pipeline.next_dead_letter.id == "b-1"
+    assert (driver.status("b-1"), driver.ran(), driver.running()) == ("", [], [])
+    driver.pipeline.close_breaker()
+    driver.settle()
+    if concurrency:
+        driver.finish("b-2")
+    assert driver.hash("b-1")["reason"] == "crash"
+    assert driver.ran() == ["b-2"]
+    assert driver.order("b") == [2]
+    assert driver.floor_stored() == 3
