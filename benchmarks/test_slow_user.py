@@ -21,7 +21,7 @@ import redis
 from benchmarks.conftest import Figures
 from benchmarks.deployment import SMOKE, Deployment
 from benchmarks.handlers import nap_when_told
-from benchmarks.test_latency import KEEP_RECORDS
+from benchmarks.test_latency import LIGHT
 from eventproc.broker.producer import EventProducer
 
 pytestmark = pytest.mark.timeout(900)
@@ -80,7 +80,7 @@ def test_slow_user(benchmark: Any, figures: Figures) -> None:
     handler = f"{nap_when_told.__module__}:{nap_when_told.__name__}"
     without: list[list[int]] = []
     beside: list[list[int]] = []
-    with Deployment(handler=handler, embedded_keep_records=KEEP_RECORDS) as deployment:
+    with Deployment(handler=handler, embedded_keep_records=LIGHT.keep_records) as deployment:
         producer = EventProducer(deployment.settings, linger_ms=1)
         others_ms(deployment, producer, "warm", 0)
 
