@@ -120,6 +120,10 @@ class Event:
     def extra(self) -> dict[str, Any]:
         """The document's fields that eventproc does not know."""
 
+def headers_of(record: Record) -> list[tuple[str, bytes | None]]:
+    """The record's headers. ValueError when the name of one is not UTF-8: confluent-kafka fails then in a way
+    that Python may not notice, and hands out a broken list the next time."""
+
 def event_of(entry: Entry, partition: int) -> Event:
     """What the handler is given of a valid entry: its next attempt."""
 

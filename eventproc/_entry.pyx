@@ -2,12 +2,15 @@
 
 cimport cython
 from cpython.dict cimport PyDict_DelItem, PyDict_GetItem, PyDict_SetItem
-from cpython.list cimport PyList_Append, PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.list cimport PyList_Append, PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int64_t
 
 from orjson import loads
+
+UNREADABLE = "the headers cannot be read: the name of one is not UTF-8"
 
 
 @cython.final
@@ -110,12 +113,7 @@ cdef class Event:
 
     @property
     def headers(self):
-        if self._record is None:
-            return []
-        try:
-            return self._record.headers() or []
-        except SystemError as error:  # confluent-kafka's
-            raise ValueError("the headers cannot be read: the name of one is not UTF-8") from error
+        return headers_of(self._record) if self._record is not None else []
 
     @property
     def extra(self):
@@ -124,6 +122,25 @@ cdef class Event:
 
     def __repr__(self):
         return f"Event(id={self.id!r}, user_id={self.user_id!r}, seq={self.seq!r}, attempt={self.attempt})"
+
+
+def headers_of(record):
+    cdef object given
+    cdef object pair
+    cdef Py_ssize_t i
+    try:
+        given = record.headers()  # from here, for Python's fast calls do not see that it has failed
+    except SystemError as error:
+        raise ValueError(UNREADABLE) from error
+    if given is None:
+        return []
+    if PyList_CheckExact(given):
+        for i in range(PyList_GET_SIZE(given)):
+            pair = <object>PyList_GET_ITEM(given, i)
+            # what a failed call has left: the next one returns it, and whoever looks at it dies
+            if PyTuple_CheckExact(pair) and PyTuple_GET_SIZE(pair) and PyTuple_GET_ITEM(pair, 0) is NULL:
+                raise ValueError(UNREADABLE)
+    return given
 
 
 cpdef event_of(Entry entry, partition):

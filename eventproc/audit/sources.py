@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from eventproc._entry import headers_of
 from eventproc.audit.staging import DeadLetter, Run
 from eventproc.broker.reading import TopicReader
 from eventproc.errors import UsageError
@@ -56,7 +57,10 @@ def dead_letters(reader: TopicReader, settings: Settings, ranges: Ranges) -> Ite
     `crc` is -1 for a pointer, which has not the original's bytes.
     """
     for message in reader.read(settings.dlq_topic, ranges):
-        headers: dict[str, Any] = dict(message.headers() or [])
+        try:
+            headers: dict[str, Any] = dict(headers_of(message))
+        except ValueError:
+            headers = {}
         topic, slash, place = (headers.get("eventproc-origin") or b"").decode(errors="replace").partition("/")
         part, _, off = place.partition("/")
         if not (slash and part.isdigit() and off.isdigit()):

@@ -11,6 +11,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from eventproc._entry import headers_of
 from eventproc.broker.client import LOG, check_config, client_config, is_away, is_missing, kafka_error
 from eventproc.effects import Entry, Headers, Record
 from eventproc.errors import Transient
@@ -227,10 +228,9 @@ def _remedy(error: KafkaError) -> str:
 
 
 def _original(record: Record) -> Headers:
-    """The record's own headers. Where a name is no UTF-8, confluent-kafka gives none of them."""
     try:
-        return record.headers() or []
-    except (SystemError, UnicodeDecodeError):
+        return headers_of(record)
+    except ValueError:
         return [("eventproc-headers", b"lost: a name is not UTF-8")]
 
 
