@@ -249,7 +249,7 @@ class TestDeadLetters:
         set_topic_config(settings, settings.dlq_topic, "max.message.bytes", "1000000")
         send_until_acknowledged(producer, entry)
         producer.close()
-        [message] = read_all(settings, settings.dlq_topic, 4, 1)
+        [message] = read_all(settings, settings.dlq_topic, 1, 1)
         assert message.value() == NOISE[:500]
 
     def test_a_missing_topic_is_waited_for(self, broker: BrokerUnderTest) -> None:
