@@ -347,6 +347,15 @@ def test_the_monitor_is_started_again(start: Start) -> None:
 # --- the end ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _hangs_up() -> Iterator[None]:
+    """What is started hears SIGHUP, though the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_hangs_up")
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_and_leaves_nothing_behind(start: Start, sig: signal.Signals) -> None:
     it = start().ready()
