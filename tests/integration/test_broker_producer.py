@@ -109,6 +109,25 @@ def test_a_fatal_error_costs_one_letter_a_second_try(faulty_servers: MockServers
         producer.close()
 
 
+def test_a_letter_that_is_refused_before_a_later_one_is_taken_is_not_lost(
+    faulty_servers: MockServers,
+) -> None:
+    settings = faulty_servers.broker.settings()
+    producer = DeadLetterProducer(settings)
+    producer.send(letter(), (settings.kafka_topic, 0))
+    assert [fate for _, fate in fates(producer, 1)] == [None]
+    faulty_servers.kafka.order("rtt 300")
+    faulty_servers.kafka.order(f"errors {PRODUCE} {KafkaError.NOT_ENOUGH_REPLICAS} 1")
+    for number in (1, 2):
+        producer.send(letter(), (settings.kafka_topic, number))
+        producer.flush(0.1)  # the second is sent before the first is answered
+    assert [fate for _, fate in fates(producer, 2)] == [None, None]
+    found = read_all(settings, settings.dlq_topic, 1, 3)
+    origins = [dict(message.headers() or [])["eventproc-origin"] for message in found]
+    assert origins == [f"{settings.kafka_topic}/{number}/7".encode() for number in (0, 1, 2)]
+    producer.close()
+
+
 def read_all(settings: Settings, topic: str, partitions: int, count: int) -> list[Message]:
     consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": "check", "fetch.wait.max.ms": 10}

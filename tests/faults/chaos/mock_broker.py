@@ -85,6 +85,14 @@ class FaultyBroker(EmbeddedBroker):
 
     _program = __name__
 
+    @property
+    def client_config(self) -> dict[str, str]:
+        """One request under way at a time: the mock does not check sequences, as a broker does. It takes a
+        later request after it has refused an earlier one, and an idempotent producer counts both as
+        acknowledged.
+        """
+        return super().client_config | {"max.in.flight.requests.per.connection": "1"}
+
     def order(self, text: str) -> str:
         """One line; the answer."""
         reply = self._order(text)
