@@ -126,7 +126,7 @@ cdef class Event:
 
 def headers_of(record):
     cdef object given
-    cdef object pair
+    cdef PyObject* pair
     cdef Py_ssize_t i
     try:
         given = record.headers()  # from here, for Python's fast calls do not see that it has failed
@@ -136,9 +136,13 @@ def headers_of(record):
         return []
     if PyList_CheckExact(given):
         for i in range(PyList_GET_SIZE(given)):
-            pair = <object>PyList_GET_ITEM(given, i)
+            pair = PyList_GET_ITEM(given, i)
             # what a failed call has left: the next one returns it, and whoever looks at it dies
-            if PyTuple_CheckExact(pair) and PyTuple_GET_SIZE(pair) and PyTuple_GET_ITEM(pair, 0) is NULL:
+            if pair is NULL or (
+                PyTuple_CheckExact(<object>pair)
+                and PyTuple_GET_SIZE(<object>pair) > 0
+                and PyTuple_GET_ITEM(<object>pair, 0) is NULL
+            ):
                 raise ValueError(UNREADABLE)
     return given
 

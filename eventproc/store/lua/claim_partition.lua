@@ -42,8 +42,8 @@ if stored[7] and (tonumber(stored[7]) or 0) > schema then
   return redis.error_reply('SCHEMA ' .. stored[7] .. ' of key ' .. key .. ' is newer than ' .. schema ..
     ', which this version writes: upgrade eventproc, or set key_prefix')
 end
-for f, name in ipairs({'epoch', 'owner', 'rev', 'offset', 'baseline'}) do
-  if name ~= 'owner' and stored[f] and not string.find(stored[f], '^%-?%d+$') then
+for name, f in pairs({epoch = 1, rev = 3, offset = 4, baseline = 5}) do
+  if stored[f] and not string.find(stored[f], '^%-?%d+$') then
     return redis.error_reply('FOREIGN key ' .. key .. ' has ' .. name .. ' ' .. stored[f] ..
       ', which is no number: remove it, or set key_prefix')
   end
