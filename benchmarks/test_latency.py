@@ -11,10 +11,12 @@ latency.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import statistics
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ EVENTS_PER_USER = 10
 WARM_UP_EVENTS = 2000
 _FLUSH_TIMEOUT_S = 30.0
 _SAMPLE_S = 0.1
+_MADE_PER_MS = 20  # events that are surely made in a millisecond
 
 
 class Load(NamedTuple):
@@ -64,17 +67,33 @@ HEAVY = Load("10000/s", 10_000, 5, 25, 5)
 TUNED = Load("10000/s-tuned", 10_000, 2, 25, 5, fetch_wait_ms=3, keep_records=200)
 
 
-def workload(events: int, run: str, rate_per_s: int) -> Workload:
-    """Good events in order, whose timestamps are their scheduled send times, beginning now."""
-    return Workload(
+def scheduled(events: int, run: str, rate_per_s: int) -> tuple[int, list[Record]]:
+    """When to begin, and good events in order, whose timestamps are their scheduled send times.
+
+    They are made beforehand, for the load shares the processors with what it measures.
+    """
+    start_ms = time.time_ns() // 1_000_000 + 1000 + events // _MADE_PER_MS
+    work = Workload(
         users=events // EVENTS_PER_USER,
         events_per_user=EVENTS_PER_USER,
         shuffle_window=0,
         payload_bytes=0,  # the embedded broker keeps 5 MiB a partition
         rate=rate_per_s,
         run=run,
-        start_ms=time.time_ns() // 1_000_000,
+        start_ms=start_ms,
     )
+    return start_ms, list(work.main())
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """No garbage collection walks through the prepared events while time is measured."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @dataclass(slots=True)
@@ -86,23 +105,30 @@ class OpenLoop:
     rate_per_s: int = LIGHT.rate_per_s
     lags: list[tuple[float, int]] = field(default_factory=list)  # (share of the events sent, lag)
 
-    def send(self, work: Workload, *, timed: bool, stop: threading.Event | None = None) -> None:
-        """Without `timed` the ledger gets no send times, so that the audit tells no latency."""
-        begun = time.perf_counter()
+    def send(
+        self, start_ms: int, records: list[Record], *, timed: bool, stop: threading.Event | None = None
+    ) -> None:
+        """Begin at `start_ms`, which must not be over.
+
+        Without `timed` the ledger gets no send times, so that the audit tells no latency.
+        """
+        wait_s = start_ms / 1000 - time.time()
+        assert wait_s >= 0, f"the events were made {-wait_s:.1f} s too late"
+        begun = time.perf_counter() + wait_s
         look = 0.0
-        for number, record in enumerate(work.main()):
-            if stop is not None and stop.is_set():
-                break
+        for number, record in enumerate(records):
             due_s = number / self.rate_per_s
             now_s = time.perf_counter() - begun
             if now_s < due_s:
+                self.producer.poll()
+                if stop is not None and stop.is_set():
+                    break
                 time.sleep(max(due_s - now_s, 0.001))
             if now_s >= look:
                 look = now_s + _SAMPLE_S
-                self.lags.append((number / work.events, self.deployment.gauge("lag")))
-            sent_ms = work.start_ms + int(due_s * 1000) if timed else 0
+                self.lags.append((number / len(records), self.deployment.gauge("lag")))
+            sent_ms = start_ms + int(due_s * 1000) if timed else 0
             self.producer.produce(record.key, record.value, record.headers, tag=(record, sent_ms))
-            self.producer.poll()
         assert self.producer.flush(_FLUSH_TIMEOUT_S) == 0, self.producer.last_error
 
     def mean_lag(self, first: float, last: float) -> float:
@@ -110,14 +136,21 @@ class OpenLoop:
         return statistics.fmean(lag for share, lag in self.lags if first <= share <= last)
 
 
-def write_to(ledger: LedgerWriter) -> Any:
-    """For EventProducer: what is acknowledged goes into the ledger."""
+class Acked:
+    """Keeps what is acknowledged for the ledger: it is written when nothing is measured any more."""
 
-    def on_acked(tag: tuple[Record, int], partition: int, offset: int) -> None:
-        record, sent_ms = tag
-        ledger.record(record, partition, offset, sent_ms, time.time_ns() // 1_000_000)
+    def __init__(self) -> None:
+        self._kept: list[tuple[tuple[Record, int], int, int, int]] = []
 
-    return on_acked
+    def __call__(self, tag: tuple[Record, int], partition: int, offset: int) -> None:
+        """For EventProducer."""
+        self._kept.append((tag, partition, offset, time.time_ns() // 1_000_000))
+
+    def write(self, ledger: LedgerWriter) -> None:
+        """All that was kept."""
+        for (record, sent_ms), partition, offset, acked_ms in self._kept:
+            ledger.record(record, partition, offset, sent_ms, acked_ms)
+        self._kept.clear()
 
 
 @pytest.mark.parametrize(
@@ -136,19 +169,22 @@ def test_latency(load: Load, broker: str, benchmark: Any, figures: Figures) -> N
             kafka = servers.enter_context(KafkaServer())
         deployment = servers.enter_context(Deployment(kafka=kafka, **load.settings))
         with deployment.open_ledger() as ledger:
-            producer = EventProducer(deployment.settings, linger_ms=load.linger_ms, on_acked=write_to(ledger))
+            acked = Acked()
+            producer = EventProducer(deployment.settings, linger_ms=load.linger_ms, on_acked=acked)
             try:
                 loop = OpenLoop(deployment, producer, rate_per_s)
-                loop.send(workload(WARM_UP_EVENTS, "warm", rate_per_s), timed=False)
+                loop.send(*scheduled(WARM_UP_EVENTS, "warm", rate_per_s), timed=False)
                 deployment.wait_processed(WARM_UP_EVENTS)
                 before = deployment.distribution("latency_ms")
                 loop = OpenLoop(deployment, producer, rate_per_s)
-                timed = workload(events, "timed", rate_per_s)
-                benchmark.pedantic(lambda: loop.send(timed, timed=True), rounds=1)
+                timed = scheduled(events, "timed", rate_per_s)
+                with without_collections():
+                    benchmark.pedantic(lambda: loop.send(*timed, timed=True), rounds=1)
                 assert not producer.failed
             finally:
                 producer.close()
             deployment.wait_processed(WARM_UP_EVENTS + events)
+            acked.write(ledger)
             ledger.finish(deployment.ends())
         latency = deployment.distribution("latency_ms") - before
         report = deployment.audit()

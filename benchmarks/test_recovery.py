@@ -22,7 +22,7 @@ import redis
 
 from benchmarks.conftest import Figures
 from benchmarks.deployment import PARTITIONS, SMOKE, Deployment
-from benchmarks.test_latency import LIGHT, OpenLoop, workload, write_to
+from benchmarks.test_latency import LIGHT, Acked, OpenLoop, scheduled
 from eventproc.broker.producer import EventProducer
 from tests.integration.conftest import broker_of
 from tests.integration.deployment import Deployment as OnKafka
@@ -81,12 +81,12 @@ def kill_round(kills: int) -> list[float]:
         topic = deployment.settings.kafka_topic
         client = redis.Redis.from_url(deployment.settings.redis_url.get_secret_value())
         with deployment.open_ledger() as ledger, client:
-            settings, on_acked = deployment.settings, write_to(ledger)
-            producer = EventProducer(settings, linger_ms=LIGHT.linger_ms, on_acked=on_acked)
+            acked = Acked()
+            producer = EventProducer(deployment.settings, linger_ms=LIGHT.linger_ms, on_acked=acked)
             loop = OpenLoop(deployment, producer)
             over = threading.Event()
-            work = workload(int(LIGHT.rate_per_s * seconds), "kills", LIGHT.rate_per_s)
-            load = threading.Thread(target=loop.send, args=(work,), kwargs={"timed": False, "stop": over})
+            made = scheduled(int(LIGHT.rate_per_s * seconds), "kills", LIGHT.rate_per_s)
+            load = threading.Thread(target=loop.send, args=made, kwargs={"timed": False, "stop": over})
             load.start()
             try:
                 deployment.wait_processed(LIGHT.rate_per_s)
@@ -100,6 +100,7 @@ def kill_round(kills: int) -> list[float]:
                 load.join()
                 producer.close()
             assert not producer.failed
+            acked.write(ledger)
             ledger.finish(deployment.ends())
         deployment.audit(crashed=True)
     return times
