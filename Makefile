@@ -27,7 +27,9 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXTENSION := $(VENV)/.extension
 PEERS_VENV := .venv-peers
-CYTHON := $(wildcard eventproc/*.pyx eventproc/*.pxd eventproc/*/*.pyx)
+CYTHON := $(wildcard eventproc/*.pyx eventproc/*.pxd eventproc/*/*.pyx eventproc/*/*.pxd)
+# Python that is compiled, with the types of the .pxd beside it.
+COMPILED := $(filter $(CYTHON:.pxd=.py),$(wildcard eventproc/*.py eventproc/*/*.py))
 SHELL_SCRIPTS := .ci/run scripts/need
 
 .PHONY: help
@@ -49,8 +51,8 @@ $(READY): pyproject.toml setup.py
 	@touch $@
 
 # What is older than the environment was built with it.
-$(EXTENSION): $(READY) $(CYTHON)
-	@if [ -n "$$(find $(CYTHON) -newer $(READY))" ]; then $(PY) setup.py --quiet build_ext --inplace; fi
+$(EXTENSION): $(READY) $(CYTHON) $(COMPILED)
+	@if [ -n "$$(find $(CYTHON) $(COMPILED) -newer $(READY))" ]; then $(PY) setup.py --quiet build_ext --inplace; fi
 	@touch $@
 
 .PHONY: setup
@@ -142,5 +144,6 @@ wheel: $(EXTENSION) ## sdist and wheel in dist/
 .PHONY: clean
 clean: ## remove everything that was built, except the environment
 	rm -rf build dist *.egg-info .benchmarks .chaos .hypothesis .pytest_cache .mypy_cache .ruff_cache
-	rm -f $(CYTHON:.pyx=.c) $(CYTHON:.pyx=.*.so) $(EXTENSION) $(READY)
+	rm -f $(patsubst %.pyx,%.c,$(filter %.pyx,$(CYTHON))) $(patsubst %.pyx,%.*.so,$(filter %.pyx,$(CYTHON)))
+	rm -f $(COMPILED:.py=.c) $(COMPILED:.py=.*.so) $(EXTENSION) $(READY)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

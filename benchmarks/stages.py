@@ -2,8 +2,8 @@
 
 py-spy samples every worker while a backlog is drained (as in test_drain). The kernel's clocks tell how much
 CPU time the main threads and librdkafka's threads took; the samples tell how the main threads' is spread.
-Samples that stand in a wait for Redis or Kafka count for nothing. Sampling takes processor time too, so the
-total is more than in test_drain: the shares are what is told. Needs py-spy.
+Samples that stand in a wait for Redis or Kafka count for nothing. Sampling takes processor time too and holds
+up what is sampled, so the total is more than in test_drain: the shares are what is told. Needs py-spy.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from benchmarks.test_drain import backlog
 
 _EVENTS = 400_000
 _USERS = 5000
-_RATE_PER_S = 200
+_RATE_PER_S = 50  # eight samplers that unwind the frames of C come to no more
 _SECONDS = 3
-#: A stage, and what a frame of it contains; a sample belongs to the first that one of its frames matches,
-#: from the innermost frame outwards.
+#: A stage, and what the name of a frame of it contains, with the class before a "_" as in names of C.
+#: A sample belongs to the first that one of its frames matches, from the innermost frame outwards.
 _STAGES = {
-    "waiting": ("Channel._receive", "Consumer.poll"),
-    "consume": ("PartitionConsumer.",),
-    "decode, validate": ("Intake.",),
-    "reorder": ("Pipeline.on_records", "GapKeeper.", "Settler.", "InflightIds.", "Pipeline._take"),
+    "waiting": ("Channel__receive", "Consumer_poll"),
+    "consume": ("PartitionConsumer_", "Consumer_consume"),
+    "decode, validate": ("Intake_",),
+    "reorder": ("Pipeline_on_records", "GapKeeper_", "Settler_", "InflightIds_", "Pipeline__take", "Buffer_"),
     "acquire": ("_acquire", "on_acquired", "_acquired"),
-    "run handlers": ("Runner.", "simulate", "Worker._run_handler", "on_ran", "Keeper.", "Pipeline._run"),
-    "finalize": ("Finalizer.", "_finalize", "on_finalized", "Page.observe", "latencies"),
+    "run handlers": ("Runner_", "BatchRun_", "simulate", "run_handler", "on_ran", "Keeper_", "Pipeline__run"),
+    "finalize": ("Finalizer_", "_finalize", "on_finalized", "Page_observe", "latencies"),
     "commit": ("_commit",),
-    "send and receive": ("Channel.", "decode ("),
-    "let go of what is done, and the loop itself": ("Worker.", "Pipeline.", "Page.", "SystemClock"),
+    "send and receive": ("Channel_", "decode"),
+    "let go of what is done, and the loop itself": ("Worker_", "Pipeline_", "Page_", "SystemClock"),
 }
 _ROW = "{:<45} {:>8} {:>8}"
 
 
 def stage_of(stack: str) -> str:
     """Of one sample: frames from the outermost to the innermost, separated by semicolons."""
-    frames = [frame for frame in stack.split(";") if "eventproc/" in frame]
+    frames = [frame for frame in stack.split(";") if "eventproc/" in frame or "confluent_kafka/" in frame]
     for frame in reversed(frames):
+        name = frame.partition(" (")[0].replace(".", "_")
         for stage, marks in _STAGES.items():
-            if any(mark in frame for mark in marks):
+            if any(mark in name for mark in marks):
                 return stage
     return "other"
 
@@ -63,7 +64,7 @@ def cpu_s_of_threads(pid: int) -> tuple[float, float]:
 
 def sample(pids: list[int], folder: Path) -> list[subprocess.Popen[bytes]]:
     """A sampler for each process; it writes to `<pid>.raw`."""
-    options = ["--rate", str(_RATE_PER_S), "--duration", str(_SECONDS), "--format", "raw", "--nonblocking"]
+    options = ["--rate", str(_RATE_PER_S), "--duration", str(_SECONDS), "--format", "raw", "--native"]
     return [
         subprocess.Popen(
             ["py-spy", "record", "--pid", str(pid), *options, "--output", str(folder / f"{pid}.raw")],
@@ -96,7 +97,7 @@ def main() -> int:
         for path in Path(folder).glob("*.raw"):
             for line in path.read_text().splitlines():
                 stack, _, count = line.rpartition(" ")
-                if "Worker._turn" in stack:
+                if "Worker__turn" in stack:
                     counts[stage_of(stack)] += int(count)
         deployment.audit()
     main_us = sum(b[0] - a[0] for a, b in zip(before, after, strict=True)) / events * 1e6

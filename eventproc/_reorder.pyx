@@ -29,41 +29,6 @@ from heapq import heappop, heappush
 cdef int64_t MAX_SEQ = (<int64_t>1 << 53) - 1
 cdef int64_t MAX_NUMBER = <int64_t>1 << 53  # bound of times and limits: their sums stay within int64
 
-cdef enum:
-    AGE = 0  # which queue: every lane behind a gap, by offset of its lowest item (= by its arrival)
-    DUE = 1  # those of them whose deadline has not been reported, by deadline
-
-
-cdef struct Item:  # its payload is _payloads[lane][seq]
-    int64_t seq
-    int64_t offset
-    int64_t arrival_ms
-    int64_t size_bytes
-
-
-cdef struct Lane:
-    PyObject* user  # the _User, kept alive by _by_name
-    Item* heap  # by seq
-    Py_ssize_t count
-    Py_ssize_t capacity
-    int64_t bytes
-    int64_t base_ms  # time before this does not count for the deadline (rearm)
-    Py_ssize_t at[2]  # place in each queue, -1 when not there
-    Py_ssize_t next_free
-
-
-cdef struct Node:
-    int64_t key
-    int64_t offset  # of the lowest item: breaks ties, and no two lanes share one
-    Py_ssize_t lane
-
-
-cdef struct Queue:
-    Node* nodes
-    Py_ssize_t count
-    int which
-
-
 # --- C heaps ---------------------------------------------------------------------------------------
 
 
@@ -213,15 +178,7 @@ cdef int _check_length(str what, list values, Py_ssize_t expected) except -1:
 # --- objects ---------------------------------------------------------------------------------------
 
 
-@cython.final
 cdef class Arrivals:
-    cdef readonly list ready
-    cdef readonly list below
-    cdef readonly list occupied
-    cdef readonly list jumped
-    cdef readonly list unknown
-    cdef readonly list evicted
-
     def __cinit__(self):
         self.ready = []
         self.below = []
@@ -231,57 +188,11 @@ cdef class Arrivals:
         self.evicted = []
 
 
-@cython.final
 cdef class _User:
     """64 bytes, and nothing the garbage collector would have to walk."""
 
-    cdef str name
-    cdef int64_t expected
-    cdef Py_ssize_t lane  # -1: nothing parked
-    cdef PyObject* older  # list of idle users, in a ring through _idle; NULL: not idle
-    cdef PyObject* newer
-    cdef uint32_t inflight  # released, not finished
-    cdef uint8_t loaded
-    cdef uint8_t closed
-    cdef uint8_t adopt
 
-
-@cython.final
 cdef class ReorderBuffer:
-    cdef readonly int64_t position
-    cdef readonly Py_ssize_t parked
-    cdef readonly int64_t parked_bytes
-
-    cdef int64_t _gap_timeout_ms
-    cdef int64_t _max_seq_jump
-    cdef int64_t _max_parked_per_user
-    cdef int64_t _max_parked
-    cdef int64_t _max_parked_bytes
-    cdef int64_t _max_users
-
-    cdef dict _by_name
-    cdef _User _idle  # sentinel: newer is the least recently used idle user, older the most recently used
-
-    cdef list _payloads
-    cdef Lane* _lanes
-    cdef Py_ssize_t _lane_capacity
-    cdef Py_ssize_t _free_lane  # first of a chain through next_free, -1: none
-    cdef Queue _queues[2]
-    cdef Py_ssize_t _behind_gap  # items in the lanes of AGE: the caps are judged by these
-    cdef int64_t _behind_gap_bytes
-    cdef Py_ssize_t _overfull_users  # lanes of AGE above the cap per user
-    cdef int64_t _base_ms  # time before this does not count for any deadline (restart_timers)
-
-    cdef int64_t* _ring
-    cdef uint8_t* _done
-    cdef Py_ssize_t _ring_capacity  # a power of two
-    cdef Py_ssize_t _ring_start
-    cdef Py_ssize_t _ring_count
-    cdef Py_ssize_t _unsettled
-
-    cdef int64_t* _scratch  # a batch's numbers, converted and checked before anything is changed
-    cdef Py_ssize_t _scratch_capacity
-
     def __cinit__(self):
         self._free_lane = -1
         self._base_ms = -MAX_NUMBER
@@ -609,7 +520,7 @@ cdef class ReorderBuffer:
 
     # --- gaps and their deadlines ------------------------------------------------------------------
 
-    cdef inline int64_t _deadline(self, Lane* lane) noexcept:
+    cdef int64_t _deadline(self, Lane* lane) noexcept:
         return max(lane.heap[0].arrival_ms, lane.base_ms, self._base_ms) + self._gap_timeout_ms
 
     cdef void _watch(self, Py_ssize_t at) noexcept:
@@ -631,10 +542,10 @@ cdef class ReorderBuffer:
         _dequeue(&self._queues[AGE], self._lanes, at)
         _dequeue(&self._queues[DUE], self._lanes, at)
 
-    cdef inline _User _user_of(self, Py_ssize_t lane):
+    cdef _User _user_of(self, Py_ssize_t lane):
         return <_User>self._lanes[lane].user
 
-    def due(self, now_ms not None):
+    cpdef due(self, now_ms):
         cdef int64_t now = _read_time(now_ms)
         cdef Queue* queue = &self._queues[DUE]
         cdef list names = []
@@ -657,7 +568,7 @@ cdef class ReorderBuffer:
             lane.base_ms = max(lane.base_ms, now)
             _enqueue(&self._queues[DUE], self._lanes, user.lane, self._deadline(lane))
 
-    def next_deadline_ms(self):
+    cpdef next_deadline_ms(self):
         return self._queues[DUE].nodes[0].key if self._queues[DUE].count else -1
 
     def restart_timers(self, now_ms not None):
@@ -712,7 +623,7 @@ cdef class ReorderBuffer:
 
     # --- caps --------------------------------------------------------------------------------------
 
-    def overfull(self):
+    cpdef overfull(self):
         cdef Queue* age = &self._queues[AGE]
         cdef int64_t count = self._behind_gap
         cdef int64_t size_bytes = self._behind_gap_bytes
@@ -816,14 +727,14 @@ cdef class ReorderBuffer:
                 user.inflight += 1
         return 0
 
-    cdef inline void _join_idle(self, _User user) noexcept:
+    cdef void _join_idle(self, _User user) noexcept:
         cdef PyObject* end = <PyObject*>self._idle
         user.newer = end
         user.older = self._idle.older
         (<_User>self._idle.older).newer = <PyObject*>user
         self._idle.older = <PyObject*>user
 
-    cdef inline void _leave_idle(self, _User user) noexcept:
+    cdef void _leave_idle(self, _User user) noexcept:
         if user.newer is NULL:
             return
         (<_User>user.newer).older = user.older
@@ -859,7 +770,7 @@ cdef class ReorderBuffer:
         for i in range(n):
             self._append_offset(self._scratch[i])
 
-    def advance(self, position not None):
+    cpdef advance(self, position):
         cdef int64_t to = 0
         _read_int(position, 0, INT64_MAX, &to, "position")
         self.position = max(self.position, to)
@@ -924,19 +835,19 @@ cdef class ReorderBuffer:
         at = self._find_offset(wanted, 0)
         return at < 0 or bool(self._done[(self._ring_start + at) & (self._ring_capacity - 1)])
 
-    def floor(self):
+    cpdef floor(self):
         return self._ring[self._ring_start] if self._ring_count else self.position
 
-    def unfinalized(self):
+    cpdef unfinalized(self):
         return self._unsettled
 
-    cdef inline int _read_offset(self, object value, int64_t lowest, int64_t* out) except -1:
+    cdef int _read_offset(self, object value, int64_t lowest, int64_t* out) except -1:
         _read_int(value, 0, INT64_MAX - 1, out, "offset")
         if out[0] < lowest:
             raise ValueError(f"offset {out[0]} is below {lowest}: offsets must ascend from the position on")
         return 0
 
-    cdef inline void _append_offset(self, int64_t offset) noexcept:
+    cdef void _append_offset(self, int64_t offset) noexcept:
         """There is room, and the offset is above all others."""
         cdef Py_ssize_t at = (self._ring_start + self._ring_count) & (self._ring_capacity - 1)
         self._ring[at] = offset

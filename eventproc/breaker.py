@@ -19,6 +19,7 @@ class Breaker:
     """
 
     def __init__(self, max_ratio: float, max_consecutive: int) -> None:
+        self.open = False  # whether nothing may be dead-lettered now
         self.reason = ""  # why it is open; "" while it is not
         self._max_ratio = max_ratio
         self._max_consecutive = max_consecutive
@@ -26,11 +27,6 @@ class Breaker:
         self._in_a_row = 0
         self._letters: deque[tuple[int, int]] = deque()  # of the window: number of the event, offset
         self._admitted: set[int] = set()  # their offsets
-
-    @property
-    def open(self) -> bool:
-        """Whether nothing may be dead-lettered now."""
-        return self.reason != ""
 
     def succeeded(self, n: int) -> None:
         """So many events went well."""
@@ -43,7 +39,7 @@ class Breaker:
 
         One that was admitted comes again when its effects were refused: it counts once.
         """
-        if self.reason:
+        if self.open:
             return False
         if not (self._max_ratio or self._max_consecutive) or offset in self._admitted:
             return True
@@ -58,10 +54,12 @@ class Breaker:
             self._in_a_row += 1
             self._letters.append((self._events, offset))
             self._admitted.add(offset)
-        return not self.reason
+        self.open = self.reason != ""
+        return not self.open
 
     def close(self) -> None:
         """Admit dead letters again; what was counted is forgotten."""
+        self.open = False
         self.reason = ""
         self._in_a_row = 0
         self._letters.clear()

@@ -103,7 +103,7 @@ class Claimed:
     suspects: dict[int, Suspect] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass
 class LoadUsers:
     """Read the sequence state of users seen for the first time."""
 
@@ -153,7 +153,7 @@ class Final:
     reason: Reason = ""
 
 
-@dataclass(slots=True)
+@dataclass
 class Acquire:
     """Look up and lock these entries' ids. Fenced, without revision."""
 
@@ -162,7 +162,7 @@ class Acquire:
     entries: list[Entry]
 
 
-@dataclass(slots=True)
+@dataclass
 class Acquired:
     """`verdicts[i]` is for `entries[i]`; `finals[i]` is there for FINAL; `foreign[i]` names a key.
 
@@ -176,7 +176,7 @@ class Acquired:
     expiry_ms: int = 0
 
 
-@dataclass(slots=True)
+@dataclass
 class Finalize:
     """One batch of effects, with the floor they allow.
 
@@ -212,7 +212,7 @@ class Refusal(IntEnum):
     FOREIGN = 3  # a key of the wrong type is in the way
 
 
-@dataclass(slots=True)
+@dataclass
 class Finalized:
     """`floor` is what was stored. `refused`: index in `entries()` -> why. `foreign`: group index -> key.
 
@@ -289,7 +289,7 @@ class FetchEnd:
     """Ask for the partition's end offset, as a consumer of this isolation level may read it."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Commit:
     """Commit `offset` to the group, asynchronously."""
 
@@ -303,7 +303,7 @@ class Produce:
     entry: Entry
 
 
-@dataclass(slots=True)
+@dataclass
 class Run:
     """Run the handler on these, in order; the rest of a lane is left unrun after a failure, and all that is
     left when it takes long. An async handler is begun on all of them, beside what runs already; each tells

@@ -34,7 +34,7 @@ class Meter(Protocol):
     def observe(self, metric: Histogram, values: Iterable[float]) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass
 class Written:
     """What a finalize call led to: entries whose ids are free, users whose gap closing is recorded, entries
     that may run because their user is not set aside any more, and those that were final already: how, is to
@@ -46,7 +46,7 @@ class Written:
     final: list[Entry] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass
 class Batch:
     """What one call is made of; `entries` are all that are in it."""
 
@@ -114,8 +114,8 @@ class Finalizer:
         """The next call, if there is something to write, or it is time to see whether we still own it."""
         if self._under_way is not None:
             return None
-        batch = self._collect()
-        floor = self._settler.floor
+        batch = self._collect() if self.done or self._gaps else Batch()
+        floor = self._settler.floor()
         if batch.entries or batch.groups:
             self._meter.observe("finalize_batch_events", (len(batch.entries),))
         else:

@@ -13,7 +13,7 @@ from eventproc.event import MAX_DEPTH, Invalid, Validator
 from eventproc.settings import Settings
 
 
-@dataclass(slots=True)
+@dataclass
 class Batch:
     """Entries in offset order, as the columns that the reorder buffer takes; `end` is the next offset."""
 

@@ -255,10 +255,11 @@ _LAYOUT = zlib.crc32(repr((METRICS, STATES, _PAGE_BYTES)).encode())
 class Page:
     """The words of one partition (or of the deployment). Get it from a `Board`."""
 
-    __slots__ = ("_words", "running")
+    __slots__ = ("_at", "_words", "running")
 
     def __init__(self, words: memoryview) -> None:
         self._words = words
+        self._at: memoryview = words  # the same; where it is compiled, memory of C
         #: Of the handler that runs in the worker's own loop.
         self.running = Mark(words[_RUNNING_SINCE : _RUNNING_OFFSET + 1])
 
@@ -266,15 +267,15 @@ class Page:
 
     def inc(self, metric: Counter, n: int = 1, label: str = "") -> None:
         """Add `n` to a counter; `label` is required for one that has labels. KeyError if not declared."""
-        self._words[_WORD[metric, label]] += n
+        self._at[_WORD[metric, label]] += n
 
     def set(self, metric: Gauge, value: int) -> None:
         """Set a gauge."""
-        self._words[_WORD[metric, ""]] = value
+        self._at[_WORD[metric, ""]] = value
 
     def get(self, metric: Counter | Gauge, label: str = "") -> int:
         """Return a counter (of one label value) or a gauge."""
-        return int(self._words[_WORD[metric, label]])
+        return int(self._at[_WORD[metric, label]])
 
     def total(self, metric: Counter) -> int:
         """Return a counter, summed over its label values."""
@@ -284,7 +285,7 @@ class Page:
         """Add a batch of values to a histogram; about 0.1 us each."""
         ordered = sorted(values)
         bounds = _METRIC[metric].buckets
-        words, first = self._words, _WORD[metric, ""]
+        words, first = self._at, _WORD[metric, ""]
         n, below = len(ordered), 0
         while below < n:
             bucket = bisect_left(bounds, ordered[below])
@@ -311,8 +312,8 @@ class Page:
 
     def beat(self, now_ms: int) -> None:
         """Progress was made (a batch, or an idle poll)."""
-        self._words[_LAST_BEAT] = now_ms
-        self._words[_PROGRESS] += 1
+        self._at[_LAST_BEAT] = now_ms
+        self._at[_PROGRESS] += 1
 
     def task(self, slot: int, since_ms: int, offset: int = -1) -> None:
         """The same for one of many async handlers, each of which has a slot while it runs."""
@@ -440,6 +441,7 @@ class Page:
     def release(self) -> None:
         """Let go of the memory; done by `Board.close`."""
         self.running.release()
+        self._at = None  # type: ignore[assignment]
         self._words.release()
 
 

@@ -34,6 +34,7 @@ class Ownership:
         self._death = death
         self._name = f"{settings.kafka_topic}/{partition}"
         self.owner = owner
+        self.owned = False  # whether the partition is ours, as far as we know
         self._may_take = may_take
         self._force = force
         self._state: Literal["new", "asked", "ready", "claiming", "standby", "owned"] = "new"
@@ -46,11 +47,6 @@ class Ownership:
         self.epoch = 0
         self.rev = 0
         self.baseline = -1
-
-    @property
-    def owned(self) -> bool:
-        """Whether the partition is ours, as far as we know."""
-        return self._state == "owned"
 
     def step(self, now_ms: int) -> FetchOffsets | Claim | None:
         """What to ask next."""
@@ -106,11 +102,13 @@ class Ownership:
         self._doubted = False
         start = self._start(reply.offset)
         self._state = "owned"
+        self.owned = True
         return start
 
     def lost(self, floor: int) -> None:
         """Redis has lost writes: claim anew. `floor` is the last one it had acknowledged."""
         self._live_floor = floor
+        self.owned = False
         self._state = "new"
 
     def _first_position(self) -> tuple[int, int]:

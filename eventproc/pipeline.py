@@ -167,7 +167,6 @@ class Pipeline:
         """Whether the partition is ours."""
         return self.ownership.owned
 
-    @property
     def wants_records(self) -> bool:
         """Whether records may be read: not while Redis, the handler or the floor is far behind."""
         return (
@@ -175,10 +174,9 @@ class Pipeline:
             and not self.draining
             and not self._breaker.open
             and len(self._waiting) + len(self._done) + self._backlog() < 4 * self._most_at_once
-            and not self.is_full
+            and not self.is_full()
         )
 
-    @property
     def is_full(self) -> bool:
         """Whether as much is read above the floor as may be read again after a crash."""
         return self.buffer.position - self.buffer.floor() >= self._settings.max_replay_records
@@ -206,7 +204,7 @@ class Pipeline:
     @property
     def floor(self) -> int:
         """Lowest offset that is not final, as far as is known here."""
-        return self._settler.floor
+        return self._settler.floor()
 
     @property
     def suspects(self) -> list[int]:
@@ -222,8 +220,7 @@ class Pipeline:
         """The partition ends there, as far as the last fetch has told."""
         self._settler.end = offset
 
-    @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Nothing is under way; what is parked only waits for its gap."""
         return not (
             self._unknown
@@ -239,8 +236,9 @@ class Pipeline:
     def next_deadline_ms(self) -> int:
         """When `step` is due although nothing happens, monotonic; -1 = no such time."""
         gaps_stand_still = self._paused or self._suspended or self.draining
-        times = [self._lanes.next_due_ms(), -1 if gaps_stand_still else self.buffer.next_deadline_ms()]
-        return min((t for t in times if t >= 0), default=-1)
+        due_ms = self._lanes.next_due_ms()
+        gap_ms = -1 if gaps_stand_still else self.buffer.next_deadline_ms()
+        return gap_ms if due_ms < 0 or 0 <= gap_ms < due_ms else due_ms
 
     # --- what happens -----------------------------------------------------------------------------
 
@@ -869,14 +867,18 @@ class Pipeline:
             pause_ms = s.retry_backoff_ms * 2.0 ** min(entry.attempts - 1, 60) * jitter
         self._lanes.block(entry)
         due_ms = now_ms + int(min(pause_ms, s.retry_backoff_max_ms))
-        self._lanes.later(due_ms, partial(self._lanes.enter, entry))
+        self._lanes.later(due_ms, lambda: self._lanes.enter(entry))
 
     # --- finalize ---------------------------------------------------------------------------------
 
     def _finalize(self, now_ms: int, requests: list[Request]) -> None:
-        finalize = self._finalizer.step(now_ms, lambda: self.draining or self.idle)
+        finalize = self._finalizer.step(now_ms, self._may_rest)
         if finalize is not None:
             requests.append(finalize)
+
+    def _may_rest(self) -> bool:
+        """Whether nothing else makes a call that could carry the floor."""
+        return self.draining or self.is_idle()
 
     def on_finalized(self, request: Finalize, reply: Finalized, now_ms: int, wall_ms: int) -> None:
         """Reply to Finalize. Raises Fenced."""
@@ -912,7 +914,7 @@ class Pipeline:
         if self._breaker.open:
             self._paused = True
             return
-        if self.wants_records:
+        if self.wants_records():
             self._idle_reading_ms = None
             if self._paused:
                 self._paused = False
@@ -923,7 +925,7 @@ class Pipeline:
         elif now_ms - self._idle_reading_ms >= PAUSE_COUNTS_MS:
             self._paused = True
         # a gap that holds the floor at max_replay_records is closed early
-        if self.is_full:
+        if self.is_full():
             holder = self.buffer.floor_gap()
             if holder is not None:
                 self._finalizer.add_gaps(self._gap_keeper.close([holder[0]], "overflow"))
@@ -945,7 +947,7 @@ class Pipeline:
         if self.acked_floor <= self._committed:
             return
         waited_ms = now_ms - self._committed_ms
-        if waited_ms >= self._settings.commit_interval_ms or self.draining or self.idle:
+        if waited_ms >= self._settings.commit_interval_ms or self.draining or self.is_idle():
             self._committed = self.acked_floor
             self._committed_ms = now_ms
             requests.append(Commit(self.acked_floor))

@@ -37,7 +37,6 @@ class Settler:
         self._tell()
         return offset not in self._held and self._buffer.is_settled(offset)
 
-    @property
     def floor(self) -> int:
         """Lowest offset that is not settled, else the next to read."""
         self._tell()

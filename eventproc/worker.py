@@ -232,18 +232,18 @@ class Worker:
         again |= self._take_end()
         again |= self._take_ended()
         tasks = self._runs_beside()
-        at_once = again or tasks or self._channel.pending
+        at_once = again or tasks or self._channel.pending()
         count = self._take_records(0 if at_once else self._idle_wait_ms())
         if count:
             again |= self._advance(self._clock.monotonic_ms())
             # behind so many there are more, to be made ready while Redis works
-            again |= count == CONSUME_RECORDS and self.pipeline.wants_records
+            again |= count == CONSUME_RECORDS and self.pipeline.wants_records()
         if tasks:
             if not self._take_replies(0) and not again:
                 self._await_task()
         else:
             # nothing but a reply is of use while no records are wanted; the socket ends the wait
-            wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records else FULL_WAIT_MS
+            wait_ms = REPLY_WAIT_MS if self.pipeline.wants_records() else FULL_WAIT_MS
             self._take_replies(0 if again else wait_ms)
         now_ms = self._clock.monotonic_ms()
         self._page.beat(now_ms)
@@ -276,7 +276,7 @@ class Worker:
         channel = self._channel
         # being connected for the first time is no outage; a Redis that is silent may be away long before
         # its timeout tells so
-        redis_away = channel.outages > 0 if not channel.up else channel.silent_ms > STALL_MS
+        redis_away = channel.outages > 0 if not channel.up else channel.silent_ms() > STALL_MS
         away = redis_away or self._consumer.down
         if away and not self._away:
             self.pipeline.suspend()
@@ -302,7 +302,7 @@ class Worker:
         """How many have come."""
         if not self._may_consume():
             return 0
-        if not self.pipeline.wants_records and self._channel.pending:
+        if not self.pipeline.wants_records() and self._channel.pending():
             wait_ms = 0
         records = self._consumer.consume(CONSUME_RECORDS, wait_ms / 1000)
         if not self.pipeline.owned or self.pipeline.draining:
@@ -321,7 +321,7 @@ class Worker:
         not, for Kafka's callbacks are served by consuming.
         """
         now_ms = self._clock.monotonic_ms()
-        if self.pipeline.wants_records or self._consumer.position < 0:
+        if self.pipeline.wants_records() or self._consumer.position < 0:
             self._wanted_ms = now_ms
             if self._reading_paused:
                 self._reading_paused = False
@@ -385,7 +385,7 @@ class Worker:
 
     def _take_replies(self, wait_ms: int) -> bool:
         channel = self._channel
-        replies = channel.poll(wait_ms if channel.pending else 0)
+        replies = channel.poll(wait_ms if channel.pending() else 0)
         for request, reply in replies:
             self._take_reply(request, reply)
         return bool(replies)
@@ -429,7 +429,12 @@ class Worker:
             pipeline.on_renewed(request, reply, now_ms)
 
     def _carry_out(self, request: Any) -> None:
-        if isinstance(request, Run):
+        call = _CALLS.get(type(request))
+        if call is not None:
+            self._page.inc("redis_calls", 1, call)
+            self._at(f"before_{call}")  # type: ignore[arg-type]
+            self._channel.submit(request)
+        elif isinstance(request, Run):
             self._run_handler(request)
         elif isinstance(request, Produce):
             self._at("before_produce")
@@ -450,11 +455,6 @@ class Worker:
             self._refused.clear()  # those from before a rewind
         elif isinstance(request, Renew):
             self._page.inc("redis_calls", 1, "renew")
-            self._channel.submit(request)
-        else:
-            call = _CALLS[type(request)]
-            self._page.inc("redis_calls", 1, call)
-            self._at(f"before_{call}")  # type: ignore[arg-type]
             self._channel.submit(request)
 
     def _tell_dead_letter(self, entry: Entry) -> None:
@@ -575,7 +575,7 @@ class Worker:
 
     def _floor_reason(self) -> str:
         """What holds the floor so far back that nothing more is read; "" if it is not that."""
-        if not self.pipeline.is_full:
+        if not self.pipeline.is_full():
             return ""
         floor = self.pipeline.floor
         if self.pipeline.foreign:

@@ -156,6 +156,8 @@ class PartitionConsumer:
         """
         if timeout_s > 0:
             first = self._consumer.poll(timeout_s)
+            if first is not None and self._is_at_end(first):
+                first = self._consumer.poll(timeout_s)  # it is told after every read, and leads to nothing
             batch = [first] if first is not None else []
             if batch and max_records > 1:
                 batch += self._consumer.consume(max_records - 1, 0)
@@ -251,6 +253,15 @@ class PartitionConsumer:
                 f"start the supervisor again; eventproc offsets show tells where the partitions stand"
             )
         self.position = last + 1
+
+    def _is_at_end(self, message: Message) -> bool:
+        """Whether it only tells that the log ends where it is known to end."""
+        error = message.error()
+        return (
+            error is not None
+            and error.code() == KafkaError._PARTITION_EOF
+            and message.offset() == self.position
+        )
 
     def _serve_errors(self, batch: list[Message]) -> None:
         for message in batch:

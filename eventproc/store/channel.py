@@ -48,7 +48,7 @@ _CONNECT_TIMEOUT_MS = 2000
 _RECEIVE_BYTES = 1 << 18
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class _Pending:
     request: StoreRequest
     script: str
@@ -89,13 +89,14 @@ class Channel:
         self._where = describe(settings)
         self._connection: redis.connection.AbstractConnection | None = None
         self._socket: socket.socket | None = None
+        self._poller: select.poll | None = None  # for replies
         self._reader = hiredis.Reader()
         self._unsent = bytearray()
         self._pending: deque[_Pending] = deque()
         self._expected: deque[_Expected] = deque()
         self._done: deque[tuple[StoreRequest, StoreReply] | EventprocError] = deque()
         self._failing = False
-        self._down_since_ms = clock.monotonic_ms()
+        self.down_since_ms = clock.monotonic_ms()
         self._retry_at_ms = 0
         self._backoff_ms = _BACKOFF_MIN_MS
         self._progress_ms = 0
@@ -104,21 +105,14 @@ class Channel:
     @property
     def up(self) -> bool:
         """Connected, and no trouble since the last answer."""
-        return self._down_since_ms < 0
+        return self.down_since_ms < 0
 
-    @property
-    def down_since_ms(self) -> int:
-        """Monotonic time at which the channel went down (or was made); -1 while up."""
-        return self._down_since_ms
-
-    @property
     def silent_ms(self) -> int:
         """For how long an answer has been waited for; 0 when none is."""
         if not self._expected or self._failing:
             return 0
         return self._clock.monotonic_ms() - self._progress_ms
 
-    @property
     def pending(self) -> int:
         """Requests whose reply `poll` has not returned."""
         return len(self._pending) + len(self._done)
@@ -161,7 +155,7 @@ class Channel:
         """
         if not self._done:
             deadline = self._clock.monotonic_ms() + timeout_ms
-            self._work(0)
+            self._work(timeout_ms)
             while not self._done:
                 left = deadline - self._clock.monotonic_ms()
                 if left <= 0:
@@ -185,7 +179,7 @@ class Channel:
         Raises Transient if there is none within `timeout_ms` (default: the setting `redis_timeout_ms`);
         the request is forgotten then, though it may have been carried out.
         """
-        assert not self.pending, "call() among pending requests"
+        assert not self.pending(), "call() among pending requests"
         self.submit(request)
         wait_ms = self._timeout_ms if timeout_ms is None else timeout_ms
         deadline = self._clock.monotonic_ms() + wait_ms
@@ -213,8 +207,8 @@ class Channel:
         self.last_error = error
         self.refused = refused
         now_ms = self._clock.monotonic_ms()
-        if self._down_since_ms < 0:
-            self._down_since_ms = now_ms
+        if self.down_since_ms < 0:
+            self.down_since_ms = now_ms
             self.outages += 1
         self._failing = True
         self._retry_at_ms = now_ms + int(self._backoff_ms * (0.5 + self._jitter() / 2))
@@ -225,7 +219,7 @@ class Channel:
             self._expected = deque(["ignore"] * len(self._expected))
 
     def _came_up(self) -> None:
-        self._down_since_ms = -1
+        self.down_since_ms = -1
         self._backoff_ms = _BACKOFF_MIN_MS
         self._retry_at_ms = 0
         self._loads_in_row = 0
@@ -280,7 +274,7 @@ class Channel:
         if self._connection is not None:
             with contextlib.suppress(redis.RedisError, OSError):
                 self._connection.disconnect()  # type: ignore[no-untyped-call]
-        self._connection = self._socket = None
+        self._connection = self._socket = self._poller = None
         self._unsent.clear()
         self._expected.clear()
         self._failing = True
@@ -321,15 +315,16 @@ class Channel:
     def _receive(self, wait_ms: float) -> bool:
         """Feed the parser with what has come; false if nothing has (or the connection is lost)."""
         assert self._socket is not None
-        received = self._drain_socket()
-        if received or self._socket is None or wait_ms <= 0:
-            return received
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        for _, event in poller.poll(wait_ms):
+        poller = self._poller
+        if poller is None or self._unsent:
+            poller = select.poll()
+            poller.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            self._poller = poller if not self._unsent else None
+        there = poller.poll(max(wait_ms, 0))
+        for _, event in there:
             if event & select.POLLOUT:
                 self.flush()
-        return self._drain_socket() if self._socket is not None else False
+        return self._drain_socket() if there and self._socket is not None else False
 
     def _drain_socket(self) -> bool:
         received = False

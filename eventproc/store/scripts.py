@@ -76,7 +76,7 @@ def load_scripts() -> dict[str, Script]:
     return scripts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """A script call as the bytes of its EVALSHA command. Made once: a repeated call is the same call."""
 
@@ -210,14 +210,18 @@ def decode(request: StoreRequest, reply: Any) -> StoreReply:
     if isinstance(request, LoadUsers):
         return [_user_state(*reply[k : k + 3]) for k in range(0, len(reply), 3)]
     if isinstance(request, Claim):
-        if reply[0] == b"held":
-            return Claimed("held", owner=reply[1].decode(), age_ms=int(reply[2]))
-        epoch, rev, offset, baseline = (int(value) for value in reply[1:5])
-        suspects = {int(reply[k]): _suspect(reply[k + 1]) for k in range(5, len(reply), 2)}
-        return Claimed("ok", epoch, rev, offset, baseline, request.owner, suspects=suspects)
+        return _claimed(request, reply)
     if isinstance(request, Renew):
         return Renewed(_status(reply), [int(index) for index in reply[1:]])
     return None
+
+
+def _claimed(request: Claim, reply: Any) -> Claimed:
+    if reply[0] == b"held":
+        return Claimed("held", owner=reply[1].decode(), age_ms=int(reply[2]))
+    epoch, rev, offset, baseline = (int(value) for value in reply[1:5])
+    suspects = {int(reply[k]): _suspect(reply[k + 1]) for k in range(5, len(reply), 2)}
+    return Claimed("ok", epoch, rev, offset, baseline, request.owner, suspects=suspects)
 
 
 def _status(reply: Any) -> Literal["ok", "fenced", "rewound"]:

@@ -170,15 +170,15 @@ def test_a_renewal_that_is_under_way_is_awaited_before_the_locks_may_be_dropped(
 ) -> None:
     """Else it would take the lock again after finalize has dropped it."""
     calling, go_on = threading.Event(), threading.Event()
-    call = Channel.call
 
-    def slow(self: Channel, request: StoreRequest, timeout_ms: float | None = None) -> Any:
-        if isinstance(request, Renew):
-            calling.set()
-            assert go_on.wait(DEADLINE_S)
-        return call(self, request, timeout_ms)
+    class Slow(Channel):
+        def call(self, request: StoreRequest, timeout_ms: float | None = None) -> Any:
+            if isinstance(request, Renew):
+                calling.set()
+                assert go_on.wait(DEADLINE_S)
+            return super().call(request, timeout_ms)
 
-    monkeypatch.setattr(Channel, "call", slow)
+    monkeypatch.setattr("eventproc.keeper.Channel", Slow)
     entry = kept.entry("a")
     entry.status, entry.attempts = "processed", 1
     kept.keeper.begin(kept.epoch, "me", [entry])

@@ -29,6 +29,9 @@ def plant(mutant: Mutant | None, folder: Path) -> Path:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(ROOT / name, copy / name)
+    for source in (copy / "eventproc").rglob("*.py"):  # what is compiled would hide what is planted
+        for built in source.parent.glob(f"{source.stem}.*.so"):
+            built.unlink()
     for file, old, new in mutant.changes if mutant is not None else ():
         path = copy / "eventproc" / file
         text = path.read_text()

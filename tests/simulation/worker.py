@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from eventproc._reorder import ReorderBuffer
 from eventproc.effects import (
     Acquire,
     Acquired,
@@ -31,6 +33,7 @@ from eventproc.effects import (
 )
 from eventproc.errors import Fenced, Reject
 from eventproc.event import Event
+from eventproc.gaps import GapKeeper
 from eventproc.handlers import Outcome, Runner
 from eventproc.pipeline import Pipeline
 from eventproc.store.scripts import Call
@@ -84,6 +87,19 @@ class Committer:
     def _send(self) -> None:
         if self.under_way < 0 and self._wanted != self.done:
             self.under_way = self._wanted
+
+
+class JudgedGapKeeper(GapKeeper):
+    """Shows the gaps that it closes because their time has passed."""
+
+    def __init__(self, buffer: ReorderBuffer, judge: Callable[[list[Gap]], None]) -> None:
+        super().__init__(buffer)
+        self._judge = judge
+
+    def close_read(self) -> list[Gap]:
+        gaps = super().close_read()
+        self._judge(gaps)
+        return gaps
 
 
 class SimulatedWorker:
@@ -201,16 +217,13 @@ class SimulatedWorker:
         elif (self._away or stalled) and not away:
             self.pipeline.resume(now)
         self._away = away
-        keeper = self.pipeline._gap_keeper
-        if keeper is not self._keeper:
-            self._keeper, close_read = keeper, keeper.close_read
-            keeper.close_read = lambda: self._judge_gaps(close_read())  # type: ignore[method-assign]
+        if self.pipeline._gap_keeper is not self._keeper:  # a new one, with nothing in it
+            self._keeper = JudgedGapKeeper(self.pipeline.buffer, self._judge_gaps)
+            self.pipeline._gap_keeper = self._keeper
 
-    def _judge_gaps(self, gaps: list[Gap]) -> list[Gap]:
-        """Looks at each gap that is closed because its time has passed."""
+    def _judge_gaps(self, gaps: list[Gap]) -> None:
         for gap in gaps:
             self.world.judge.gap_closed(self, gap)
-        return gaps
 
     def _carry_out(self, request: Any) -> None:
         world = self.world

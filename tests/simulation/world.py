@@ -316,7 +316,7 @@ class World:
     def fetch(self, worker: SimulatedWorker) -> None:
         """Records for the worker, or, where the log ends without any, its position."""
         pipeline = worker.pipeline
-        if worker.fetch_at < 0 or not pipeline.wants_records:
+        if worker.fetch_at < 0 or not pipeline.wants_records():
             return
         n = self.random.choice((1, 3, 20))
         first = bisect_left(self.log, worker.fetch_at, key=lambda record: record.place)
@@ -452,7 +452,7 @@ class World:
             f"floor {pipeline.floor} acked {pipeline.acked_floor} "
             f"committed {self.worker.commits.done} end {self.end} "
             f"position {buffer.position} parked {buffer.parked} "
-            f"due {pipeline.next_deadline_ms()} wants {pipeline.wants_records}"
+            f"due {pipeline.next_deadline_ms()} wants {pipeline.wants_records()}"
         )
 
 

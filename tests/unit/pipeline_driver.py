@@ -212,7 +212,7 @@ class Driver:
     def read(self) -> int:
         """Give the pipeline all it has not read, if it wants records; how many it got."""
         pipeline = self.pipeline
-        if self.fetch_at < 0 or not pipeline.wants_records:
+        if self.fetch_at < 0 or not pipeline.wants_records():
             return 0
         batch = [record for record in self.log if record.place >= self.fetch_at]
         self.fetch_at = self.end

@@ -247,10 +247,10 @@ def test_what_waits_behind_a_running_handler_stops_reading_and_what_waits_for_a_
     driver = many(10, batch_max=10, retry_backoff_ms=10_000)
     driver.send(*(event("slow", seq) for seq in range(1, 61)))
     assert driver.running() == ["slow-1"]
-    assert not driver.pipeline.wants_records
+    assert not driver.pipeline.wants_records()
     assert len(driver.locks()) <= 30  # nor are they locked long before their turn
     driver.finish("slow-1", error=ValueError())
     assert driver.running() == []
-    assert driver.pipeline.wants_records
+    assert driver.pipeline.wants_records()
     driver.send(event("other", 1))
     assert driver.running() == ["other-1"]

@@ -49,7 +49,7 @@ def test_while_it_is_open_nothing_is_read_locked_or_run() -> None:
     settle(driver)
     runs = len(driver.runs)
     assert driver.pipeline.stopped
-    assert not driver.pipeline.wants_records
+    assert not driver.pipeline.wants_records()
     driver.write(event("w", 1))
     assert driver.read() == 0
     driver.pass_ms(60_000)

@@ -107,7 +107,7 @@ def test_nothing_is_read_run_or_locked_after_it_was_asked() -> None:
     driver.send(event("u", 2))
     driver.write(event("u", 1))
     driver.pipeline.drain()
-    assert not driver.pipeline.wants_records
+    assert not driver.pipeline.wants_records()
     driver.read()
     driver.settle()
     assert driver.asked(Acquire) == driver.asked(Run) == []

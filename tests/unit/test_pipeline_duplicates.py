@@ -30,7 +30,7 @@ def come_to_rest(driver: Driver) -> None:
     if driver.pipeline.buffer.parked:
         driver.send(event("u", 1, id="u-first"))
     driver.pass_ms(100)
-    assert driver.pipeline.idle
+    assert driver.pipeline.is_idle()
     assert driver.floor_stored() == driver.end == driver.commits[-1]
     assert driver.locks() == []
 
@@ -290,7 +290,7 @@ def test_the_floor_stays_above_what_another_worker_has_processed_while_its_handl
     driver.free()
     assert driver.counts["events.duplicate"] == 1
     assert (driver.letters(), driver.produced, driver.order("u"), driver.order("v")) == ([], [], [1], [1, 2])
-    assert driver.pipeline.idle
+    assert driver.pipeline.is_idle()
 
 
 def test_a_copy_that_is_still_to_be_looked_up_gets_its_letter_once_and_does_not_hold_the_floor() -> None:

@@ -214,9 +214,9 @@ def test_a_dead_letter_holds_the_floor_until_kafka_has_acknowledged_it(reason: s
     driver.pass_ms(5_000)
     assert driver.pipeline.floor == driver.floor_stored() == driver.commits[-1] == 1
     assert driver.counts[f"dead_letters.{reason}"] == 1
-    assert not driver.pipeline.idle
+    assert not driver.pipeline.is_idle()
     driver.free()
-    assert driver.pipeline.idle
+    assert driver.pipeline.is_idle()
     assert driver.produced == [1]
     assert driver.floor_stored() == driver.commits[-1] == 3
 

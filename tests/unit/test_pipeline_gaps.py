@@ -298,7 +298,7 @@ def pausing() -> Driver:
     driver.send(event("u", 2))
     driver.hold(Acquire)
     driver.send(*(event("v", seq) for seq in range(1, 10)))
-    assert not driver.pipeline.wants_records
+    assert not driver.pipeline.wants_records()
     driver.pass_ms(1_000)
     assert driver.pipeline.paused
     return driver
@@ -320,7 +320,7 @@ def test_the_end_of_a_pause_is_not_the_end_of_an_outage() -> None:
     driver = pausing()
     driver.pipeline.suspend()  # Kafka is away, Redis is not
     driver.free()
-    assert driver.pipeline.wants_records
+    assert driver.pipeline.wants_records()
     driver.pass_ms(10_000)
     assert driver.asked(FetchEnd) == []
     driver.pipeline.resume(driver.clock.now_ms)
@@ -425,7 +425,7 @@ def test_a_gap_that_holds_the_floor_at_max_replay_records_is_closed_early() -> N
     assert driver.ledger("u") == ["1-1:overflow"]
     assert driver.ledger("w") == []
     assert driver.pipeline.floor == 1
-    assert driver.pipeline.wants_records
+    assert driver.pipeline.wants_records()
     driver.send(event("v", 4))
     assert driver.ledger("w") == ["1-1:overflow"]
     assert driver.floor_stored() == 6
@@ -435,6 +435,6 @@ def test_something_else_that_holds_the_floor_closes_no_gap() -> None:
     driver = Driver(max_replay_records=5, retry_backoff_ms=10_000, retry_backoff_max_ms=60_000).own()
     driver.send(event("v", 1, fail=1), event("u", 2))
     driver.send(*(event("w", seq) for seq in range(1, 4)))
-    assert not driver.pipeline.wants_records
+    assert not driver.pipeline.wants_records()
     driver.pass_ms(1)
     assert driver.ledger("u") == []

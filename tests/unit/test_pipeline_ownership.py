@@ -43,7 +43,7 @@ def test_nothing_is_wanted_or_asked_before_the_partition_is_owned() -> None:
     driver = Driver()
     driver.hold(FetchOffsets, Claim)
     driver.settle()
-    assert not driver.pipeline.wants_records
+    assert not driver.pipeline.wants_records()
     assert [type(request) for request in driver.made] == [FetchOffsets]
     driver.held = {Claim}
     driver.settle()
@@ -211,7 +211,7 @@ def test_a_second_worker_stands_by_until_the_lease_has_run_out() -> None:
     second = another(first)
     second.settle()
     assert second.pipeline.ownership.standby_for == "host:1:a/0/1"
-    assert not second.pipeline.wants_records
+    assert not second.pipeline.wants_records()
     second.pass_ms(9_000)
     assert not second.pipeline.ownership.owned
     second.pass_ms(1_000)
