@@ -42,6 +42,11 @@ class _Question:
         self._ask = ask
         self._asked: asyncio.Future[Offsets] | None = None
 
+    @property
+    def under_way(self) -> bool:
+        """Whether it is asked already."""
+        return self._asked is not None
+
     async def answer(self, timeout_s: float) -> Offsets | None:
         """None when there is none in time; it is taken up by the next call, which does not wait again."""
         if self._asked is None:
@@ -129,6 +134,8 @@ class Watch:
         await self._look_at_redis()
 
     async def _look_at_kafka(self) -> None:
+        # what was asked before the producer lost Kafka may have been answered before, too
+        doubted = self._producer.down and not self._read_ends.under_way
         try:
             ends = await self._read_ends.answer(self._timeout_s)
         except EventprocError as error:
@@ -140,7 +147,8 @@ class Watch:
             return
         self._ends = {**self._ends, **ends}
         self._ends_error = ""
-        self._producer.up()
+        if doubted:
+            self._producer.up()
 
     async def _look_at_redis(self) -> None:
         try:

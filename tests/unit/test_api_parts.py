@@ -444,3 +444,31 @@ def test_an_answer_of_kafka_ends_the_producers_doubt() -> None:
     world.down = True
     world.look()
     world.watch.check()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_answer_to_a_question_from_before_the_doubt_does_not_end_it(late: bool) -> None:
+    """Kafka answered, and died: what is asked then is what tells."""
+    world = World(api_timeout_ms=100)
+    answered = threading.Event()
+
+    def read_ends() -> dict[int, int]:
+        assert answered.wait(10)
+        world.down = world.down or not late
+        return {0: 5}
+
+    watch = Watch(world.settings, world, world, world.clock, read_ends, world.read_committed)
+
+    async def main() -> None:
+        if late:
+            await watch.look()
+            world.down = True
+        answered.set()
+        while watch.kafka_error and not watch.kafka_error.endswith("no broker"):
+            await watch.look()
+        with pytest.raises(Refusal, match="Kafka is away: Kafka: no broker"):
+            watch.check()
+        await watch.look()
+        watch.check()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
