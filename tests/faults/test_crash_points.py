@@ -137,7 +137,8 @@ def test_death_with_an_async_handler(embedded_broker: BrokerUnderTest, deploy: D
 @pytest.mark.parametrize("point", [point for point in POINTS if at_release(point)])
 def test_death_in_the_drain_at(point: str, embedded_broker: BrokerUnderTest, deploy: Deploy) -> None:
     """The worker is stopped there, so as to see it there, and then killed."""
-    it = deploy(embedded_broker, partitions=PARTITIONS, processing_delay_ms=6)
+    # so slow that much is left at the signal, however long producing takes on a loaded machine
+    it = deploy(embedded_broker, partitions=PARTITIONS, processing_delay_ms=20)
     it.start(crash_at=crash_at(point, "stop"))
     look = stopped_worker(it, 0)
     it.produce(workload_for(it, late_events=0))
