@@ -35,7 +35,7 @@ EVENTS_PER_USER = 10
 WARM_UP_EVENTS = 2000
 _FLUSH_TIMEOUT_S = 30.0
 _SAMPLE_S = 0.1
-_MADE_PER_MS = 20  # events that are surely made in a millisecond
+_MADE_PER_MS = 40  # events that are surely made in a millisecond
 
 
 class Load(NamedTuple):
@@ -64,7 +64,7 @@ class Load(NamedTuple):
 
 LIGHT = Load("2000/s", 2000, 1, 50)
 HEAVY = Load("10000/s", 10_000, 5, 25, 5)
-TUNED = Load("10000/s-tuned", 10_000, 2, 25, 5, fetch_wait_ms=3, keep_records=200)
+TUNED = Load("10000/s-tuned", 10_000, 2, 25, 5, fetch_wait_ms=2, keep_records=200)
 
 
 def scheduled(events: int, run: str, rate_per_s: int) -> tuple[int, list[Record]]:
