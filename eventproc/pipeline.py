@@ -61,6 +61,7 @@ from eventproc.settler import Settler
 from eventproc.suspects import Suspects
 
 LOCKED_RETRY_MS = 50
+SHORTEST_RUN_MS = 0.001  # it is divided by the smoothed time of a run, which would come to nothing
 PAUSE_COUNTS_MS = 1000  # not reading for longer stops the gap timers
 COMMIT_AGAIN_MS = 10_000  # no fence keeps a zombie's commit from taking Kafka's offset back
 
@@ -753,8 +754,12 @@ class Pipeline:
         if runs:
             self._meter.inc("handler_runs", runs)
             each_ms = took_ms / runs
-            self._run_ms = each_ms if not self._run_ms else 0.8 * self._run_ms + 0.2 * each_ms
+            self._note_run_ms(each_ms)
             self._meter.observe("handler_ms", [each_ms] * runs)
+
+    def _note_run_ms(self, each_ms: float) -> None:
+        smoothed_ms = 0.8 * self._run_ms + 0.2 * each_ms if self._run_ms else each_ms
+        self._run_ms = max(smoothed_ms, SHORTEST_RUN_MS)
 
     # --- handlers that run beside the loop: async ones, and those of batches ----------------------
 
@@ -819,7 +824,7 @@ class Pipeline:
             self._meter.inc("handler_runs", len(took_ms))
             self._meter.observe("handler_ms", took_ms)
             each_ms = sum(took_ms) / len(took_ms) / self._concurrency
-            self._run_ms = each_ms if not self._run_ms else 0.8 * self._run_ms + 0.2 * each_ms
+            self._note_run_ms(each_ms)
 
     def _renew(self, now_ms: int, requests: list[Request]) -> None:
         """Keep the locks of what runs long; a lock may have lived half its life when the run began."""

@@ -302,3 +302,12 @@ def test_a_list_with_a_hole_is_not(why: str) -> None:
     driver.send(event("u", 5))
     assert driver.order("u")[-2:] == [4, 5]
     assert not said_to_be_dense(driver)
+
+
+def test_ever_so_many_runs_that_take_no_time_do_no_harm() -> None:
+    """By the smoothed time of a run is divided: it must not come to nothing."""
+    driver = Driver().own()
+    for took_ms in (1.0, *[0.0] * 4000):
+        driver.pipeline._note_run_ms(took_ms)
+    driver.send(event("u", 1), event("u", 2))
+    assert driver.order("u") == [1, 2]
