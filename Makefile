@@ -47,6 +47,7 @@ $(READY): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
 	$(PY) -m pip install --quiet --no-compile --group dev
+	rm -f eventproc/*.c eventproc/*/*.c eventproc/*.so eventproc/*/*.so
 	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
@@ -144,6 +145,5 @@ wheel: $(EXTENSION) ## sdist and wheel in dist/
 .PHONY: clean
 clean: ## remove everything that was built, except the environment
 	rm -rf build dist *.egg-info .benchmarks .chaos .hypothesis .pytest_cache .mypy_cache .ruff_cache
-	rm -f $(patsubst %.pyx,%.c,$(filter %.pyx,$(CYTHON))) $(patsubst %.pyx,%.*.so,$(filter %.pyx,$(CYTHON)))
-	rm -f $(COMPILED:.py=.c) $(COMPILED:.py=.*.so) $(EXTENSION) $(READY)
+	rm -f eventproc/*.c eventproc/*/*.c eventproc/*.so eventproc/*/*.so $(EXTENSION) $(READY)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

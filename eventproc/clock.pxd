@@ -2,5 +2,5 @@
 
 
 cdef class SystemClock:
-    cpdef long long monotonic_ms(self) except -1
-    cpdef long long wall_ms(self) except -1
+    cpdef long long monotonic_ms(self) except? -1
+    cpdef long long wall_ms(self) except? -1

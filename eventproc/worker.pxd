@@ -48,7 +48,7 @@ cdef class Worker:
     cpdef bint _advance(self, long long now_ms) except -1
     cpdef bint _carry_out_all(self, list requests) except -1
     cpdef _watch(self, long long now_ms)
-    cpdef long long _own_ms(self) except -1
+    cpdef long long _own_ms(self) except? -1
     cpdef long long _idle_wait_ms(self) except -1
     cpdef Py_ssize_t _take_records(self, long long wait_ms) except -1
     cpdef bint _may_consume(self) except -1

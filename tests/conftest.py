@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
+PACKAGE = Path(__file__).parents[1] / "eventproc"
+
+
+def pytest_configure() -> None:
+    """What is compiled must be what is written: an older extension module would be tested in its place."""
+    for types in PACKAGE.rglob("*.pxd"):
+        source = types.with_suffix(".py")
+        for built in types.parent.glob(f"{types.stem}.*.so") if source.exists() else ():
+            if built.stat().st_mtime < max(types.stat().st_mtime, source.stat().st_mtime):
+                raise pytest.UsageError(f"{source} has changed since it was compiled: make setup")
 
 
 def _refuse(report: pytest.TestReport | pytest.CollectReport, name: str) -> None:

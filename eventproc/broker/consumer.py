@@ -155,9 +155,10 @@ class PartitionConsumer:
         DependencyError when librdkafka cannot go on.
         """
         if timeout_s > 0:
+            until_ms = self._clock.monotonic_ms() + timeout_s * 1000
             first = self._consumer.poll(timeout_s)
-            if first is not None and self._is_at_end(first):
-                first = self._consumer.poll(timeout_s)  # it is told after every read, and leads to nothing
+            if first is not None and self._is_at_end(first):  # told after every read, and leads to nothing
+                first = self._consumer.poll(max(until_ms - self._clock.monotonic_ms(), 0) / 1000)
             batch = [first] if first is not None else []
             if batch and max_records > 1:
                 batch += self._consumer.consume(max_records - 1, 0)

@@ -35,7 +35,7 @@ cdef class Channel:
     cdef public long long _progress_ms
     cdef public object _loads_in_row
 
-    cpdef long long silent_ms(self) except -1
+    cpdef long long silent_ms(self) except? -1
     cpdef Py_ssize_t pending(self) except -1
     cpdef submit(self, request)
     cpdef flush(self)

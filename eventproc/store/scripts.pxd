@@ -2,8 +2,8 @@
 
 
 cdef class Call:
-    cdef public str script
-    cdef public bytes packed
+    cdef readonly str script
+    cdef readonly bytes packed
 
 
 cdef class ScriptSet:
