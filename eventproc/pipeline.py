@@ -758,8 +758,10 @@ class Pipeline:
             self._meter.observe("handler_ms", [each_ms] * runs)
 
     def _note_run_ms(self, each_ms: float) -> None:
-        smoothed_ms = 0.8 * self._run_ms + 0.2 * each_ms if self._run_ms else each_ms
-        self._run_ms = max(smoothed_ms, SHORTEST_RUN_MS)
+        if self._run_ms:
+            self._run_ms = max(0.8 * self._run_ms + 0.2 * each_ms, SHORTEST_RUN_MS)
+        else:  # the first that took any time
+            self._run_ms = each_ms
 
     # --- handlers that run beside the loop: async ones, and those of batches ----------------------
 
