@@ -7,7 +7,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 #: Written in Cython.
-CYTHON = ("_reorder", "_entry", "_intake", "_run", "store/_encode")
+CYTHON = ("_clock", "_reorder", "_entry", "_intake", "_run", "store/_encode")
 #: Python, compiled with the types of the .pxd beside it. It runs from its source as well, and nothing that is
 #: written in Cython knows its types.
 COMPILED = tuple(

@@ -1,7 +1,7 @@
 """Entries and what is done to many at once. Contracts are in _entry.pyi."""
 
 cimport cython
-from cpython.dict cimport PyDict_DelItem, PyDict_GetItem, PyDict_SetItem
+from cpython.dict cimport PyDict_DelItem, PyDict_GetItemWithError, PyDict_SetDefault, PyDict_SetItem
 from cpython.list cimport PyList_Append, PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
@@ -69,6 +69,8 @@ cdef class Entry:
 
 
 @cython.final
+@cython.freelist(1024)
+@cython.no_gc  # as above
 cdef class UserEffects:
     def __init__(self, user, has_next, gaps=(), entries=None, dense=False):
         self.user = user
@@ -183,9 +185,8 @@ def take_ids(list entries not None, Py_ssize_t at, dict ids not None, int64_t no
     cdef Entry entry
     for i in range(at, PyList_GET_SIZE(entries)):
         entry = _at(entries, i)
-        if entry.letter or entry.look or PyDict_GetItem(ids, entry.id) is not NULL:
+        if entry.letter or entry.look or PyDict_SetDefault(ids, entry.id, entry) is not <PyObject*>entry:
             return i
-        PyDict_SetItem(ids, entry.id, entry)
         if entry.arrived_ms != now_ms:
             PyList_Append(held_ms, now_ms - entry.arrived_ms)
     return PyList_GET_SIZE(entries)
@@ -196,7 +197,7 @@ def free_ids(list entries not None, dict ids not None):
     cdef Entry entry
     for i in range(PyList_GET_SIZE(entries)):
         entry = _at(entries, i)
-        if PyDict_GetItem(ids, entry.id) is <PyObject*>entry:
+        if PyDict_GetItemWithError(ids, entry.id) is <PyObject*>entry:
             PyDict_DelItem(ids, entry.id)
 
 
@@ -265,7 +266,7 @@ def group_by_user(
         elif entry.look or not entry.seq:
             PyList_Append(loose, entry)
         else:
-            found = PyDict_GetItem(groups, entry.user)
+            found = PyDict_GetItemWithError(groups, entry.user)
             if found is NULL:
                 group = UserEffects.__new__(UserEffects)
                 group.user = entry.user

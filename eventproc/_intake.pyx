@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem
+from cpython.dict cimport PyDict_CheckExact, PyDict_GetItemWithError
 from cpython.list cimport PyList_Append, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.object cimport PyObject
@@ -12,6 +12,7 @@ from eventproc._entry cimport Entry
 from eventproc._reorder cimport partition_for, plain
 
 cdef int64_t MAX_SEQ = (<int64_t>1 << 53) - 1
+cdef bytes NAMES = b'{"id":0,"userId":0,"type":0,"payload":0,"timestamp":0,"seq":0}'
 
 
 cdef inline Py_ssize_t _openings(const char* data, Py_ssize_t size) noexcept nogil:
@@ -27,6 +28,9 @@ cdef inline Py_ssize_t _openings(const char* data, Py_ssize_t size) noexcept nog
 cdef class PlainIntake:
     cdef object _loads
     cdef object _json_error
+    cdef object _id, _user_id, _type, _payload, _timestamp, _seq
+    cdef type _class  # of the records so far, and its methods: looked up once, not for every record
+    cdef object _value_of, _key_of, _offset_of, _timestamp_of
     cdef str _reserved
     cdef int64_t _partition
     cdef int64_t _partitions
@@ -36,11 +40,21 @@ cdef class PlainIntake:
     def __init__(self, loads, json_error, topic, partition, partitions, max_event_bytes, max_depth):
         self._loads = loads
         self._json_error = json_error
+        # as the decoder keeps them: the names in what it makes are these very objects, and need no comparing
+        self._id, self._user_id, self._type, self._payload, self._timestamp, self._seq = loads(NAMES)
         self._reserved = topic + "-"
         self._partition = partition
         self._partitions = partitions
         self._max_event_bytes = max_event_bytes
         self._max_depth = max_depth
+
+    cdef int _learn(self, type records) except -1:
+        self._value_of = records.value
+        self._key_of = records.key
+        self._offset_of = records.offset
+        self._timestamp_of = records.timestamp
+        self._class = records
+        return 0
 
     def take(
         self,
@@ -72,10 +86,12 @@ cdef class PlainIntake:
         cdef Entry entry
         for i in range(at, PyList_GET_SIZE(records)):
             record = <object>PyList_GET_ITEM(records, i)
-            value = record.value()
+            if type(record) is not self._class:
+                self._learn(type(record))
+            value = self._value_of(record)
             if not PyBytes_CheckExact(value):
                 return i
-            key = record.key()
+            key = self._key_of(record)
             size = PyBytes_GET_SIZE(value)
             if _openings(PyBytes_AS_STRING(value), size) > self._max_depth:
                 return i
@@ -89,9 +105,9 @@ cdef class PlainIntake:
                 return i
             if not PyDict_CheckExact(document):
                 return i
-            id = PyDict_GetItem(document, "id")
-            user = PyDict_GetItem(document, "userId")
-            kind = PyDict_GetItem(document, "type")
+            id = PyDict_GetItemWithError(document, self._id)
+            user = PyDict_GetItemWithError(document, self._user_id)
+            kind = PyDict_GetItemWithError(document, self._type)
             if id is NULL or user is NULL or kind is NULL:
                 return i
             if not (plain(<object>id) and plain(<object>user) and plain(<object>kind)):
@@ -102,11 +118,11 @@ cdef class PlainIntake:
                 or (<str>user).startswith("ip:")
             ):
                 return i
-            found = PyDict_GetItem(document, "payload")
+            found = PyDict_GetItemWithError(document, self._payload)
             if found is NULL or not PyDict_CheckExact(<object>found):
                 return i
             payload = <object>found
-            found = PyDict_GetItem(payload, "seq")
+            found = PyDict_GetItemWithError(payload, self._seq)
             if found is NULL:
                 seq = 0
                 seq_object = 0
@@ -119,12 +135,12 @@ cdef class PlainIntake:
                     return i
             if self._partitions and partition_for(<str>user, self._partitions) != self._partition:
                 return i
-            found = PyDict_GetItem(document, "timestamp")
+            found = PyDict_GetItemWithError(document, self._timestamp)
             if found is not NULL and PyLong_CheckExact(<object>found):
                 timestamp = <object>found
             else:
-                timestamp = record.timestamp()[1]
-            offset = record.offset()
+                timestamp = self._timestamp_of(record)[1]
+            offset = self._offset_of(record)
             entry = Entry.__new__(Entry)
             entry.offset = offset
             entry.record = record

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, final
 
+from eventproc.clock import Clock
 from eventproc.effects import Entry
 
 @final
@@ -35,7 +36,7 @@ class BatchRun:
         handler: Callable[[Any], Any],
         entries: list[Entry],
         partition: int,
-        monotonic_ms: Callable[[], int],
+        clock: Clock,
         mark: Callable[[int, int], None],
         slice_ms: int,
         not_run: object,

@@ -5,6 +5,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release
 from cpython.list cimport PyList_Append, PyList_GET_ITEM, PyList_GET_SIZE
 from libc.stdint cimport int64_t
 
+from eventproc._clock cimport MachineClock
 from eventproc._entry cimport Entry, event_of
 
 
@@ -46,7 +47,7 @@ cdef class BatchRun:
     cdef object _handler
     cdef list _entries
     cdef object _partition
-    cdef object _monotonic_ms
+    cdef object _clock
     cdef object _mark
     cdef object _not_run
     cdef object _check
@@ -55,13 +56,13 @@ cdef class BatchRun:
     cdef set _broken
 
     def __init__(
-        self, handler, list entries not None, partition, monotonic_ms, mark, slice_ms, not_run, check
+        self, handler, list entries not None, partition, clock, mark, slice_ms, not_run, check
     ):
         self.outcomes = []
         self._handler = handler
         self._entries = entries
         self._partition = partition
-        self._monotonic_ms = monotonic_ms
+        self._clock = clock
         self._mark = mark
         self._slice_ms = slice_ms
         self._until_ms = -1
@@ -74,6 +75,7 @@ cdef class BatchRun:
         cdef int64_t now_ms
         cdef Entry entry
         cdef object returned
+        cdef MachineClock clock = self._clock if isinstance(self._clock, MachineClock) else None
         cdef Mark mark = self._mark if isinstance(self._mark, Mark) else None
         for i in range(PyList_GET_SIZE(self.outcomes), PyList_GET_SIZE(self._entries)):
             entry = <Entry?>PyList_GET_ITEM(self._entries, i)
@@ -83,7 +85,7 @@ cdef class BatchRun:
             if entry.passed:
                 PyList_Append(self.outcomes, None)
                 continue
-            now_ms = self._monotonic_ms()
+            now_ms = clock.monotonic_ms() if clock is not None else self._clock.monotonic_ms()
             if self._until_ms < 0:
                 self._until_ms = now_ms + self._slice_ms
             elif now_ms > self._until_ms:

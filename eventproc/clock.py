@@ -1,9 +1,11 @@
-"""Time, handed in: nothing else in eventproc calls `time`."""
+"""Time, handed in: nothing else in eventproc calls `time`, and only `_clock.pyx` reads a clock in C."""
 
 from __future__ import annotations
 
 import time
 from typing import Protocol
+
+from eventproc._clock import MachineClock
 
 
 class Clock(Protocol):
@@ -22,14 +24,8 @@ class Clock(Protocol):
         ...
 
 
-class SystemClock:
+class SystemClock(MachineClock):
     """The machine's own clock."""
-
-    def monotonic_ms(self) -> int:
-        return time.monotonic_ns() // 1_000_000
-
-    def wall_ms(self) -> int:
-        return time.time_ns() // 1_000_000
 
     def sleep_ms(self, ms: float) -> None:
         time.sleep(ms / 1000)

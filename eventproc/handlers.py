@@ -164,7 +164,7 @@ class Runner:
             self._handler,
             entries,
             self._partition,
-            self._clock.monotonic_ms,
+            self._clock,
             self._mark,
             RUN_SLICE_MS,
             NOT_RUN,

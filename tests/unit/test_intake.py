@@ -51,6 +51,20 @@ def test_an_entry_knows_all_of_its_record() -> None:
     assert (entry.status, entry.reason, entry.letter, entry.attempts) == ("", "", False, 0)
 
 
+def test_records_of_different_classes_are_read_each_by_its_own_methods() -> None:
+    class Louder(LogRecord):
+        def key(self) -> bytes:
+            return b"a longer key"
+
+    body = event("u", 0)
+    batch = Intake(Settings(), 0, 1).take(
+        [LogRecord(1, body, b"key", 5), Louder(2, body, b"key", 6), LogRecord(4, body, b"key", 7)], 500
+    )
+    assert batch.sizes == [len(body) + 3, len(body) + 12, len(body) + 3]
+    assert batch.offsets == [1, 2, 4]
+    assert [entry.timestamp for entry in entries(batch)] == [5, 6, 7]
+
+
 def test_a_sequenced_entry_is_ordered_behind_its_user_an_unsequenced_one_behind_itself() -> None:
     first, second = entries(take(event("u", 3), event("u", 0, id="free")))
     assert (first.lane, second.lane) == ("u", 11)

@@ -1,0 +1,18 @@
+"""The machine's clocks. Contracts are in _clock.pyi."""
+
+from libc.stdint cimport int64_t
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, clockid_t, timespec
+
+
+cdef int64_t _now_ms(clockid_t which) noexcept nogil:
+    cdef timespec now
+    clock_gettime(which, &now)  # cannot fail: both clocks are always there
+    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
+
+
+cdef class MachineClock:
+    cpdef int64_t monotonic_ms(self) except? -1:
+        return _now_ms(CLOCK_MONOTONIC)
+
+    cpdef int64_t wall_ms(self) except? -1:
+        return _now_ms(CLOCK_REALTIME)
