@@ -28,6 +28,7 @@ cdef class Pipeline:
     cdef public Py_ssize_t _concurrency
     cdef public bint _batches
     cdef public Py_ssize_t _most_at_once
+    cdef public Py_ssize_t _most_ahead
     cdef public set _tasks
     cdef public set _strays
     cdef public bint draining

@@ -104,6 +104,8 @@ class Pipeline:
         self._concurrency = concurrency
         self._batches = batches
         self._most_at_once = max(settings.batch_max, concurrency)
+        # read ahead for Redis while the handler runs; more would be out of the processor's cache in its turn
+        self._most_ahead = 4 * self._most_at_once if concurrency else 2 * settings.batch_max
         self._tasks: set[Entry] = set()  # on which handlers run beside the loop
         self._strays: set[Entry] = set()  # those from before a rewind, whose results are thrown away
         self.draining = False
@@ -174,7 +176,7 @@ class Pipeline:
             self.ownership.owned
             and not self.draining
             and not self._breaker.open
-            and len(self._waiting) + len(self._done) + self._backlog() < 4 * self._most_at_once
+            and len(self._waiting) + len(self._done) + self._backlog() < self._most_ahead
             and not self.is_full()
         )
 

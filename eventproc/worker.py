@@ -54,7 +54,7 @@ from eventproc.pipeline import Pipeline
 from eventproc.settings import Settings
 from eventproc.store.channel import Channel
 
-CONSUME_RECORDS = 1000
+CONSUME_RECORDS = 500
 IDLE_WAIT_MS = 100
 REPLY_WAIT_MS = 10
 FULL_WAIT_MS = 20

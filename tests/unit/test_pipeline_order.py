@@ -311,3 +311,22 @@ def test_ever_so_many_runs_that_take_no_time_do_no_harm() -> None:
         driver.pipeline._note_run_ms(took_ms)
     driver.send(event("u", 1), event("u", 2))
     assert driver.order("u") == [1, 2]
+
+
+@pytest.mark.parametrize("locking", ["event", "partition"])
+def test_two_batches_are_read_ahead_of_a_redis_that_does_not_answer(locking: str) -> None:
+    driver = Driver(batch_max=10, locking=locking).own()
+    driver.send(event("u", 1))  # u is loaded
+    driver.settle()
+    driver.hold(Acquire if locking == "event" else Finalize)
+    seq = 2
+    while driver.pipeline.wants_records():
+        driver.send(event("u", seq))
+        seq += 1
+        assert seq < 100
+    asked = driver.asked(Acquire)[-1:] if locking == "event" else driver.asked(Finalize)[-1:]
+    under_way = len(asked[0].entries) if locking == "event" else len(asked[0].entries())
+    assert seq - 2 == 20 + under_way
+    driver.free()
+    driver.settle()
+    assert driver.order("u") == list(range(1, seq))
