@@ -10,9 +10,13 @@ cdef int64_t _now_ms(clockid_t which) noexcept nogil:
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
 
 
-cdef class MachineClock:
-    cpdef int64_t monotonic_ms(self) except? -1:
-        return _now_ms(CLOCK_MONOTONIC)
+cdef int64_t monotonic_ms() noexcept nogil:
+    return _now_ms(CLOCK_MONOTONIC)
 
-    cpdef int64_t wall_ms(self) except? -1:
+
+cdef class MachineClock:
+    def monotonic_ms(self):
+        return monotonic_ms()
+
+    def wall_ms(self):
         return _now_ms(CLOCK_REALTIME)

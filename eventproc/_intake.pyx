@@ -40,7 +40,7 @@ cdef class PlainIntake:
     def __init__(self, loads, json_error, topic, partition, partitions, max_event_bytes, max_depth):
         self._loads = loads
         self._json_error = json_error
-        # as the decoder keeps them: the names in what it makes are these very objects, and need no comparing
+        # as the decoder keeps them: what it makes mostly has these very objects, and they are not compared
         self._id, self._user_id, self._type, self._payload, self._timestamp, self._seq = loads(NAMES)
         self._reserved = topic + "-"
         self._partition = partition
@@ -49,10 +49,9 @@ cdef class PlainIntake:
         self._max_depth = max_depth
 
     cdef int _learn(self, type records) except -1:
-        self._value_of = records.value
-        self._key_of = records.key
-        self._offset_of = records.offset
-        self._timestamp_of = records.timestamp
+        self._value_of, self._key_of, self._offset_of, self._timestamp_of = (
+            records.value, records.key, records.offset, records.timestamp
+        )
         self._class = records
         return 0
 

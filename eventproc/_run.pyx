@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release
 from cpython.list cimport PyList_Append, PyList_GET_ITEM, PyList_GET_SIZE
 from libc.stdint cimport int64_t
 
-from eventproc._clock cimport MachineClock
+from eventproc._clock cimport MachineClock, monotonic_ms
 from eventproc._entry cimport Entry, event_of
 
 
@@ -48,6 +48,7 @@ cdef class BatchRun:
     cdef list _entries
     cdef object _partition
     cdef object _clock
+    cdef bint _by_machine  # the clock tells what the machine's tells: no need to call it
     cdef object _mark
     cdef object _not_run
     cdef object _check
@@ -63,6 +64,9 @@ cdef class BatchRun:
         self._entries = entries
         self._partition = partition
         self._clock = clock
+        self._by_machine = (
+            isinstance(clock, MachineClock) and type(clock).monotonic_ms is MachineClock.monotonic_ms
+        )
         self._mark = mark
         self._slice_ms = slice_ms
         self._until_ms = -1
@@ -75,7 +79,6 @@ cdef class BatchRun:
         cdef int64_t now_ms
         cdef Entry entry
         cdef object returned
-        cdef MachineClock clock = self._clock if isinstance(self._clock, MachineClock) else None
         cdef Mark mark = self._mark if isinstance(self._mark, Mark) else None
         for i in range(PyList_GET_SIZE(self.outcomes), PyList_GET_SIZE(self._entries)):
             entry = <Entry?>PyList_GET_ITEM(self._entries, i)
@@ -85,7 +88,7 @@ cdef class BatchRun:
             if entry.passed:
                 PyList_Append(self.outcomes, None)
                 continue
-            now_ms = clock.monotonic_ms() if clock is not None else self._clock.monotonic_ms()
+            now_ms = monotonic_ms() if self._by_machine else self._clock.monotonic_ms()
             if self._until_ms < 0:
                 self._until_ms = now_ms + self._slice_ms
             elif now_ms > self._until_ms:

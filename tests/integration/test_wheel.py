@@ -102,7 +102,7 @@ def test_the_sdist_holds_what_a_packager_needs(dist: Path) -> None:
 def test_the_wheel_holds_the_extension_the_licence_and_nothing_but_the_package(dist: Path) -> None:
     names = wheel_names(dist)
     extensions = {source.removesuffix("pyx") for source in sources(".pyx") if source.endswith(".pyx")}
-    assert len(extensions) == 5
+    assert len(extensions) == 6
     for built in extensions:
         assert [name for name in names if name.startswith(built) and name.endswith(".so")], built
     assert [name for name in names if name.endswith("licenses/LICENSE")]

@@ -313,20 +313,22 @@ def test_ever_so_many_runs_that_take_no_time_do_no_harm() -> None:
     assert driver.order("u") == [1, 2]
 
 
-@pytest.mark.parametrize("locking", ["event", "partition"])
-def test_two_batches_are_read_ahead_of_a_redis_that_does_not_answer(locking: str) -> None:
+@pytest.mark.parametrize(
+    ("locking", "behind"), [("event", Acquire), ("event", Run), ("partition", Run), ("partition", Finalize)]
+)
+def test_two_batches_are_read_ahead_of_what_takes_long(
+    locking: str, behind: type[Acquire] | type[Run] | type[Finalize]
+) -> None:
     driver = Driver(batch_max=10, locking=locking).own()
     driver.send(event("u", 1))  # u is loaded
-    driver.settle()
-    driver.hold(Acquire if locking == "event" else Finalize)
+    driver.hold(behind)
     seq = 2
     while driver.pipeline.wants_records():
         driver.send(event("u", seq))
         seq += 1
         assert seq < 100
-    asked = driver.asked(Acquire)[-1:] if locking == "event" else driver.asked(Finalize)[-1:]
-    under_way = len(asked[0].entries) if locking == "event" else len(asked[0].entries())
-    assert seq - 2 == 20 + under_way
+    [*_, under_way] = driver.asked(behind)
+    count = len(under_way.entries()) if isinstance(under_way, Finalize) else len(under_way.entries)
+    assert seq - 2 == 20 + count
     driver.free()
-    driver.settle()
     assert driver.order("u") == list(range(1, seq))
