@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: One partition per process, eight processes per host: small local queues, refilled early. A few reads are kept
-#: ahead: more would be unpacked while the first events wait, and be out of the processor's cache by then.
+#: ahead: more would be unpacked while the first events wait, and have left the processor's cache by then.
 _DEFAULTS: dict[str, Any] = {
     "queued.max.messages.kbytes": 16_384,
     "queued.min.messages": 2_000,
