@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: One partition per process, eight processes per host: small local queues, refilled early. A few reads are kept
-#: ahead: more would be unpacked while the first events wait, and have left the processor's cache by then.
+#: One partition per process, eight processes per host: small local queues, refilled early. A few reads are
+#: kept ahead: more would be unpacked while the first events wait, and be out of the processor's cache then.
 _DEFAULTS: dict[str, Any] = {
     "queued.max.messages.kbytes": 16_384,
     "queued.min.messages": 2_000,
