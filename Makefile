@@ -71,7 +71,7 @@ test: $(EXTENSION) ## everything, on its own servers (real Kafka too, with Java 
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
 	  $(PY) -m tests.kafka_server fetch >/dev/null || echo "make: the tests will say what this means"; \
 	fi
-	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart=0 $(PYTEST_ARGS)
 
 .PHONY: simulate
 simulate: $(EXTENSION) ## play SEEDS simulated histories, and tell which of them break a rule

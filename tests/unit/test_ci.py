@@ -18,9 +18,23 @@ SKIPS = "import pytest\ndef test_skips(): pytest.skip('no server')\n"
 SKIPS_WHOLE_FILE = "import pytest\npytest.importorskip('no_such_module_at_all')\ndef test_never(): pass\n"
 
 
-def run_pytest(folder: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]:
+#: What pytest-timeout raises is held up by the cleanup.
+HANGS = """
+import threading, time, pytest, tests.conftest
+tests.conftest._GRACE_S = 1
+def test_passes(): pass
+@pytest.mark.timeout(1)
+def test_hangs():
+    try:
+        time.sleep(60)
+    finally:
+        threading.Event().wait()
+"""
+
+
+def run_pytest(folder: Path, source: str, ci: str, more: str = "") -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(source, encoding="utf-8")
-    options = f"-p tests.conftest -p no:cacheprovider --rootdir {folder} -c {os.devnull}"
+    options = f"-p tests.conftest -p no:cacheprovider --rootdir {folder} -c {os.devnull} {more}"
     return subprocess.run(
         [
             sys.executable,
@@ -44,6 +58,17 @@ def test_in_ci_a_skipped_test_fails(tmp_path: Path, source: str) -> None:
     done = run_pytest(tmp_path, source, "true")
     assert done.returncode != 0
     assert "did not run, but in CI everything must" in done.stdout
+    assert main([str(tmp_path / "report.xml")]) == 1
+
+
+def test_a_test_that_hangs_ends_the_run_and_is_named_with_its_stack(tmp_path: Path) -> None:
+    """Also in what `make test` does: there a process that is gone is otherwise replaced, and xdist hangs."""
+    [options] = [text for text in (ROOT / "Makefile").read_text().splitlines() if "-n $(JOBS)" in text]
+    options = options.partition(" -n $(JOBS) ")[2].replace("$(PYTEST_ARGS)", "")
+    done = run_pytest(tmp_path, HANGS, "true", f"-n 1 {options}")
+    assert done.returncode != 0
+    assert "crashed while running 'test_it.py::test_hangs'" in done.stdout
+    assert "in test_hangs" in done.stderr
     assert main([str(tmp_path / "report.xml")]) == 1
 
 

@@ -31,6 +31,7 @@ from tests.faults.chaos.servers import Behind
 from tests.integration.deployment import Deployment, gone
 from tests.integration.supervised import wait_for
 from tests.redis_server import RedisServer
+from tests.threads import join
 
 GAP_TIMEOUT_MS = 1500
 #: A host whose workers are stopped for that long loses its partitions to the other one.
@@ -40,6 +41,9 @@ _UP_TIMEOUT_S = 180
 _STANDSTILL_S = 90
 _DRAIN_TIMEOUT_S = 900
 _BUSY_TIMEOUT_S = 2.0
+#: Once it is to stop: its records are acknowledged or have failed within a minute.
+_LOAD_TIMEOUT_S = 300
+_REPEATED_TIMEOUT_S = 60
 _OWNED = ("running", "paused")
 
 
@@ -51,7 +55,7 @@ class Load:
         self._ground = ground
         self._workload = workload
         self._result: Produced | BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="load")
+        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._thread.start()
 
     @property
@@ -65,7 +69,7 @@ class Load:
 
     def end(self) -> Produced:
         """Wait until all is produced; what came of it."""
-        self._thread.join()
+        join(self._thread, _LOAD_TIMEOUT_S)
         if isinstance(self._result, BaseException):
             raise self._result
         assert self._result is not None
@@ -412,10 +416,10 @@ def repeated(every_s: float, what: Callable[[], Any]) -> Iterator[None]:
         while not over.wait(every_s):
             what()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, name="repeated", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join()
+        join(thread, _REPEATED_TIMEOUT_S)

@@ -16,9 +16,11 @@ from tests.faults.chaos.links import spoilt
 from tests.faults.chaos.proxy import FETCH, OFFSET_COMMIT, PRODUCE
 from tests.faults.chaos.servers import KAFKA
 from tests.integration.supervised import wait_for
+from tests.threads import join
 
 Hits = Generator[None, None, int]
 _JOIN_TIMEOUT_S = 20
+_LEAVE_TIMEOUT_S = 60
 _SEEN_TIMEOUT_S = 5
 
 # --- the process ------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ def kafka_commits_refused(ground: Ground, rng: Random) -> Hits:
             intruder.poll(0.05)
         intruder.close()
 
-    member = threading.Thread(target=take_part)
+    member = threading.Thread(target=take_part, name="member", daemon=True)
     member.start()
     joined.wait(_JOIN_TIMEOUT_S)
     floors, committed = _floors(ground), _committed(ground)
@@ -85,7 +87,7 @@ def kafka_commits_refused(ground: Ground, rng: Random) -> Hits:
     moved = [now > then for now, then in zip(_floors(ground), floors, strict=True)]
     stood = [now == then for now, then in zip(_committed(ground), committed, strict=True)]
     over.set()
-    member.join()
+    join(member, _LEAVE_TIMEOUT_S)
     return sum(m and s for m, s in zip(moved, stood, strict=True)) if joined.is_set() else 0
 
 

@@ -193,7 +193,7 @@ def redis_busy(ground: Ground, rng: Random) -> Hits:
         with contextlib.suppress(redis.RedisError):
             ground.redis_server.client(socket_timeout=30).eval("while true do end", 0)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, name="busy", daemon=True)
     thread.start()
     yield
     # INFO is refused meanwhile, too

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from tests.faults.chaos.ground import Ground
 from tests.faults.chaos.registry import MIXED, Fault
 from tests.faults.chaos.report import ChaosReport, Injected, RoundReport
 from tests.faults.chaos.servers import Servers
+from tests.threads import stacks
 
 PAUSE_S = (0.2, 5.0)
 ROUND_S = 60.0
 PARTITIONS = 4
 HOSTS = 2
 _AT_ONCE = 6
+#: A fault that takes longer to heal (hosts and servers start again, meanwhile) never will.
+_HEAL_TIMEOUT_S = 600
 #: A fault that met nobody (another one had stopped everything) comes again after so many others.
 _SOON = 5
 _EVENTS_PER_USER = 100
@@ -53,12 +56,18 @@ def run(plan: Plan, say: Callable[[str], None]) -> ChaosReport:
     report = ChaosReport(plan.seed, plan.rate_per_s, {name: Injected() for name in MIXED})
     rounds = max(3, round(plan.minutes * 60 / ROUND_S))
     seconds = plan.minutes * 60 / rounds
-    with Servers() as servers, ThreadPoolExecutor(_AT_ONCE) as threads:
-        number = 0
-        while number < rounds or (number < rounds + _MORE_ROUNDS and report.good_but_for_hits):
-            it = _Round(plan, number, seconds, report, servers, threads, say, only_missed=number >= rounds)
-            report.rounds.append(it.run())
-            number += 1
+    threads = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        with Servers() as servers:
+            number = 0
+            while number < rounds or (number < rounds + _MORE_ROUNDS and report.good_but_for_hits):
+                it = _Round(
+                    plan, number, seconds, report, servers, threads, say, only_missed=number >= rounds
+                )
+                report.rounds.append(it.run())
+                number += 1
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # one may hang: it is told, and not waited for
     return report
 
 
@@ -159,7 +168,10 @@ class _Round:
         while time.monotonic() < until and not self._problems and not load.over and not self._done:
             time.sleep(self._rng.uniform(*PAUSE_S))
             self._inject_one(ground)
-        for running in list(self._active.values()):
+        hung = wait(self._active.values(), _HEAL_TIMEOUT_S).not_done
+        names = [fault.name for fault, running in self._active.items() if running in hung]
+        assert not names, f"not healed within {_HEAL_TIMEOUT_S} s: {', '.join(names)}\n{stacks()}"
+        for running in self._active.values():
             running.result()
         load.stop()
         produced = load.end()
